@@ -1,0 +1,1 @@
+"""What runs a trained model: the manifest that describes it and the session that executes it."""
