@@ -1,0 +1,1 @@
+"""The answer: one service shared by every front, and the fronts that speak HTTP."""

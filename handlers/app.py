@@ -1,0 +1,100 @@
+"""The ASGI application: predictions straight to their function, everything else through FastAPI."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from handlers.openapi import PREDICTIONS
+from handlers.predictions import PREFIX, Front, Receive, Scope, Send, internal_error, predict
+from handlers.service import RequestError, error_json, to_json
+
+ENDPOINTS = {
+    "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
+    "GET /healthz": "the process is alive",
+    "GET /readyz": "the golden vectors have passed: predictions are answered",
+    "GET /metrics": "latency by stage, requests, queue depth, for Prometheus",
+    "GET /docs": "this API, to read and try",
+}
+
+
+class _Documented(FastAPI):
+    """FastAPI whose schema also shows the path that is served in front of it."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        schema["paths"].update(PREDICTIONS)
+        return schema
+
+
+def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """What uvicorn runs."""
+    pages = _build_pages(front)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+            await predict(front, scope, receive, send)
+        else:
+            await pages(scope, receive, send)
+
+    return app
+
+
+def _build_pages(front: Front) -> FastAPI:
+    pages = _Documented(title="akin", description="Embeddings of images, and their nearest neighbours.")
+
+    @pages.get("/", summary="What is served here")
+    async def index() -> Response:
+        service = front.ready_service()
+        manifest, gallery = service.encoder.manifest, service.gallery
+        return _json(
+            to_json(
+                {
+                    "models": {front.name: manifest.model_id},
+                    "dimension": manifest.dimension,
+                    "class_names": manifest.class_names,
+                    "preprocess": manifest.preprocess.to_json(),
+                    "provider": service.encoder.provider,
+                    "gallery_rows": gallery.count if gallery else None,
+                    "endpoints": ENDPOINTS,
+                }
+            ),
+        )
+
+    @pages.get("/healthz", summary=ENDPOINTS["GET /healthz"])
+    async def healthz() -> Response:
+        return _json(to_json({"status": "alive"}))
+
+    @pages.get("/readyz", summary=ENDPOINTS["GET /readyz"])
+    async def readyz() -> Response:
+        return _json(to_json({"status": "ready", "model": front.ready_service().encoder.manifest.model_id}))
+
+    @pages.get("/metrics", summary=ENDPOINTS["GET /metrics"])
+    async def metrics() -> Response:
+        return Response(front.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @pages.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return _error(error.status, error.reason, {"retry-after": "1"} if error.status == 503 else {})
+
+    @pages.exception_handler(HTTPException)
+    async def not_there(request: Request, error: HTTPException) -> Response:
+        there = ", ".join(ENDPOINTS)
+        reason = f"{error.detail}: {request.method} {request.url.path[:80]}; there is {there}"
+        return _error(error.status_code, reason, dict(error.headers or {}))
+
+    @pages.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return _error(500, internal_error(error), {})
+
+    return pages
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+def _error(status: int, reason: str, headers: dict[str, str]) -> Response:
+    return Response(error_json(status, reason), status, headers, media_type="application/json")

@@ -1,0 +1,183 @@
+"""The native front: predictions on a plain ASGI path, everything else on FastAPI, one process, no torch.
+
+    python -m handlers.native --port 8080        # or: akin serve
+    curl -T photo.jpg 'http://127.0.0.1:8080/predictions/encoder?k=5'
+
+Reads model_store/ (never writes there) and the live gallery in var/, which it seeds at first start.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from encoder.golden import GoldenMismatch, golden_batch
+from encoder.manifest import ManifestError
+from encoder.session import ArtifactError, Encoder
+from handlers.admission import Admission
+from handlers.app import build_app
+from handlers.metrics import Metrics
+from handlers.predictions import PREFIX, Front
+from handlers.service import Service
+from index.errors import GalleryError
+from index.gallery import Gallery
+from index.seed import seed_gallery
+
+log = logging.getLogger("akin")
+
+# What a user can put right; anything else is our mistake and gets its traceback.
+STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, GalleryError, OSError)
+DRAIN_SECONDS = 10  # how long Ctrl-C waits for requests under way
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The knobs of the server."""
+
+    model_store: Path = Path("model_store")
+    name: str = "encoder"
+    gallery: Path = Path("var/gallery")
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free one
+    threads: int = cores()
+    queue: int = 128  # requests that may wait for a worker
+
+    @classmethod
+    def from_arguments(cls, argv: Sequence[str] | None) -> "Settings":
+        parser = argparse.ArgumentParser(
+            prog="akin serve",
+            description="Serve embeddings, logits, labels and neighbours over HTTP.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        add = parser.add_argument
+        add("--model-store", type=Path, default=cls.model_store, help="folder of the model's artifacts")
+        add("--name", default=cls.name, help="the model's name: NAME.json in the model store")
+        add("--gallery", type=Path, default=cls.gallery, help="folder of the live gallery")
+        add("--host", default=cls.host, help="address to listen on")
+        add("--port", type=_whole(0, 65535), default=cls.port, help="port to listen on; 0 takes a free one")
+        add("--threads", type=_whole(1, 1024), default=cls.threads, help="worker threads, one core each")
+        add("--queue", type=_whole(1, 100_000), default=cls.queue, help="requests that may wait for a worker")
+        return cls(**vars(parser.parse_args(argv)))
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGINT or SIGTERM, then finish what is under way. Returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        listener = socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        )
+    except OSError as error:
+        address = f"{settings.host}:{settings.port}"
+        return _fail(f"cannot listen on {address} ({error.strerror}); choose another --port")
+
+    admission = Admission(settings.threads, settings.queue)
+    front = Front(settings.name, admission, Metrics(lambda: admission.depth))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(front),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,  # longer than the 60 s of common proxies, so that they close first
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+    failures: list[Exception] = []
+
+    def bring_up() -> None:
+        try:
+            front.service = _load(settings, front.metrics)
+            _announce(settings, front.service, listener.getsockname()[1])
+        except Exception as error:
+            failures.append(error)
+            server.should_exit = True
+
+    # Beside the event loop: /healthz and /readyz answer from the start, and Ctrl-C works while it loads.
+    threading.Thread(target=bring_up, daemon=True).start()
+    # uvicorn raises the signal that ended it once more when it is done; then it must not kill us.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+    admission.close()
+    if front.service is not None and front.service.gallery is not None:
+        front.service.gallery.close()
+    if failures:
+        if not isinstance(failures[0], STARTUP_ERRORS):
+            log.error("startup failed", exc_info=failures[0])
+        return _fail(str(failures[0]))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return serve(Settings.from_arguments(argv))
+
+
+def _load(settings: Settings, metrics: Metrics) -> Service:
+    """The encoder with its golden vectors passed, and the gallery, seeded where it is new."""
+    encoder = Encoder.load(settings.model_store, settings.name)
+    manifest = encoder.manifest
+    seed_gallery(settings.model_store, manifest, settings.gallery)
+    gallery = Gallery.open(settings.gallery, manifest.model_digest, manifest.dimension)
+    # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.
+    gallery.search(encoder.embed(golden_batch(manifest.golden, manifest.preprocess.size)).vectors, 1)
+    metrics.serving(manifest.model_id, encoder.provider)
+    return Service(encoder, gallery, metrics.observe)
+
+
+def _announce(settings: Settings, service: Service, port: int) -> None:
+    encoder = service.encoder
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    url = f"http://{host}:{port}"
+    rows = service.gallery.count if service.gallery else 0
+    print(
+        f"akin serves {encoder.manifest.model_id} at {url}\n"
+        f"  encoder  {encoder.artifact.precision} ({encoder.artifact.quantization}) on {encoder.provider},"
+        f" {len(encoder.manifest.golden)} golden vectors agree\n"
+        f"  gallery  {rows} images in {settings.gallery}\n"
+        f"  workers  {settings.threads} threads, at most {settings.queue} requests waiting\n"
+        f"  try      curl -T photo.jpg '{url}{PREFIX}{settings.name}?k=5'\n"
+        f"  read     {url}/docs   stop with Ctrl-C",
+        flush=True,
+    )
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{number} is not within {low} to {high}")
+        return number
+
+    parse.__name__ = "whole number"  # what argparse calls it in "invalid ... value"
+    return parse
+
+
+def _fail(reason: str) -> int:
+    print(f"akin: {reason}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""One request's work, shared by every front: image bytes in, embedding, logits and neighbours out.
+
+No HTTP here. A front hands over bytes and `Options`, gets back a plain dict, and writes it with `to_json`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import orjson
+
+from encoder.session import Encoder
+from images.decode import ImageError, decode
+from index.gallery import Gallery, Neighbor
+
+MAX_K = 1000
+FIELDS = ("model", "embedding", "logits", "label", "confidence", "neighbors", "timing_ms")
+WITHOUT_NEIGHBORS = frozenset(FIELDS) - {"neighbors"}
+
+
+class RequestError(Exception):
+    """A request that cannot be answered, with an HTTP status and a reason that names the way out."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Answer(TypedDict, total=False):
+    """What a client gets for one image; `fields` decides which keys are there."""
+
+    model: str
+    embedding: np.ndarray  # (D,) float32, unit norm
+    logits: np.ndarray  # (C,) float32
+    label: str
+    confidence: float
+    neighbors: list[dict[str, Any]]  # id, score (cosine similarity), label, metadata
+    timing_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the client asks for: `k` neighbours (0: none) and the fields of the answer."""
+
+    k: int = 0
+    fields: frozenset[str] = WITHOUT_NEIGHBORS
+
+    @classmethod
+    def parse(cls, k: str | None, fields: str | None) -> "Options":
+        """Validate both options as they stand in a query, a form or a header; None means not given."""
+        count = 0 if k is None else _parse_k(k)
+        if fields is None:
+            return cls(count, frozenset(FIELDS) if count else WITHOUT_NEIGHBORS)
+        return cls(count, _parse_fields(fields))
+
+
+def _parse_k(text: str) -> int:
+    digits = text.strip()
+    # The length test comes first: int() is slow on thousands of digits, and refuses more.
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and int(digits) <= MAX_K):
+        raise RequestError(400, f"k is {_quote(text)}; send a whole number from 0 (no neighbours) to {MAX_K}")
+    return int(digits)
+
+
+def _parse_fields(text: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(","))
+    unknown = sorted(names.difference(FIELDS))
+    if unknown:
+        raise RequestError(400, f"unknown field {_quote(unknown[0])}; fields takes any of {','.join(FIELDS)}")
+    return names
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+class _Decoded(NamedTuple):
+    pixels: np.ndarray  # (size, size, 3) uint8
+    ms: float
+
+
+class Service:
+    """The encoder and the gallery behind one call. Thread safe: any number of workers share one."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        gallery: Gallery | None = None,
+        observe: Callable[[str, float], None] = lambda stage, seconds: None,
+    ) -> None:
+        """`observe(stage, seconds)` is told of every decode, embed and search, for a front's histograms."""
+        self.encoder = encoder
+        self.gallery = gallery
+        self._observe = observe
+
+    def answer(self, image: bytes, options: Options) -> Answer:
+        """Answer one image; raise `ImageError` when it cannot be read."""
+        (answer,) = self.answer_many([image], options)
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def answer_many(self, images: Sequence[bytes], options: Options) -> list[Answer | ImageError]:
+        """Answer several images, embedded as one batch; an unreadable one yields its error in its place."""
+        gallery = self._gallery_for(options)
+        decoded = [self._decode(image) for image in images]
+        good = [item for item in decoded if not isinstance(item, ImageError)]
+        if not good:
+            return [item for item in decoded if isinstance(item, ImageError)]
+
+        started = perf_counter()
+        vectors, logits = self.encoder.embed(np.stack([item.pixels for item in good]))
+        shared_ms = {"embed": self._stage_ms("embed", started)}
+        neighbors: list[list[Neighbor]] = [[] for _ in good]
+        if gallery is not None:
+            started = perf_counter()
+            neighbors = gallery.search(vectors, options.k)
+            shared_ms["search"] = self._stage_ms("search", started)
+
+        answers = (
+            self._assemble(options, vector, logit, near, {"decode": item.ms, **shared_ms})
+            for item, vector, logit, near in zip(good, vectors, logits, neighbors, strict=True)
+        )
+        return [item if isinstance(item, ImageError) else next(answers) for item in decoded]
+
+    def _decode(self, image: bytes) -> "_Decoded | ImageError":
+        started = perf_counter()
+        try:
+            pixels = decode(image, self.encoder.manifest.preprocess)
+        except ImageError as error:
+            return error
+        return _Decoded(pixels, self._stage_ms("decode", started))
+
+    def _gallery_for(self, options: Options) -> Gallery | None:
+        """The gallery this request searches, None when it asks for no neighbours."""
+        if not options.k or "neighbors" not in options.fields:
+            return None
+        if self.gallery is None:
+            raise RequestError(
+                409, f"k is {options.k}, but there is no gallery here; send k=0 or leave k out"
+            )
+        return self.gallery
+
+    def _stage_ms(self, stage: str, started: float) -> float:
+        seconds = perf_counter() - started
+        self._observe(stage, seconds)
+        return round(seconds * 1e3, 3)
+
+    def _assemble(
+        self,
+        options: Options,
+        vector: np.ndarray,
+        logits: np.ndarray,
+        neighbors: list[Neighbor],
+        timing_ms: dict[str, float],
+    ) -> Answer:
+        """The selected fields. vector: (D,) float32; logits: (C,) float32."""
+        fields = options.fields
+        answer: Answer = {}
+        if "model" in fields:
+            answer["model"] = self.encoder.manifest.model_id
+        if "embedding" in fields:
+            answer["embedding"] = vector
+        if "logits" in fields:
+            answer["logits"] = logits
+        best = int(logits.argmax())
+        if "label" in fields:
+            answer["label"] = self.encoder.manifest.class_names[best]
+        if "confidence" in fields:
+            # Softmax at its largest entry: that entry's own exponential is exp(0) = 1.
+            answer["confidence"] = 1.0 / float(np.exp(logits - logits[best]).sum())
+        if "neighbors" in fields:
+            answer["neighbors"] = [neighbor._asdict() for neighbor in neighbors]
+        if "timing_ms" in fields:
+            answer["timing_ms"] = timing_ms
+        return answer
+
+
+def to_json(value: object) -> bytes:
+    """JSON bytes; float32 arrays are written with the fewest digits that read back as the same float32."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def batch_json(answers: Sequence[Answer | ImageError]) -> bytes:
+    """The answer to several images: a list in their order, each with a status of its own."""
+    return to_json(
+        [
+            {"status": item.status, "error": item.reason}
+            if isinstance(item, ImageError)
+            else {"status": 200, **item}
+            for item in answers
+        ]
+    )
+
+
+def error_json(status: int, reason: str) -> bytes:
+    """The body of every error answer."""
+    return to_json({"status": status, "error": reason})
