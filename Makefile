@@ -1,0 +1,73 @@
+# akin: set-up, and every stage by name. `make` lists them.
+#
+#   GPU=1       serve on a CUDA GPU (GPU=0 goes back; left out, .venv stays as it is)
+#   PYTHON=...  the interpreter to build the environments on (otherwise the newest of 3.11 to 3.14)
+#   ARGS=...    more arguments for the stage; .venv/bin/akin VERB --help lists them
+
+PORT ?= 8080
+IMAGES ?=
+PRESET ?=
+MINUTES ?=
+DATA ?=
+ARGS ?=
+PYTHON ?=
+GPU ?= $(if $(wildcard .venv/installed-serve-gpu),1,0)
+
+# .venv serves; .venv-full has torch on top, and trains, exports and tests. A stamp is written when its
+# environment is whole, and carries the lock's name: changing GPU= asks for another stamp.
+serving_lock := serve$(if $(filter 1,$(GPU)),-gpu)
+serving := .venv/installed-$(serving_lock)
+full := .venv-full/installed-full
+# An unquoted ~ reaches us from shells that expand it only at the start of a word.
+images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
+option = $(if $($(1)),--$(2) "$($(1))")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-full serve index train evaluate export bench test test-long lint clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(serving) ## what serving needs, into .venv (GPU=1 for CUDA)
+setup-full: $(full) ## what training, export and tests need, into .venv-full (6 GB)
+
+$(serving): requirements/$(serving_lock).txt
+	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv $<
+$(full): requirements/full.txt
+	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv-full $<
+
+serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1
+	@exec .venv/bin/akin serve --port $(PORT) $(call option,images,images) $(ARGS)
+
+index: $(serving) ## add a folder of images to the gallery: IMAGES=folder
+	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)
+
+train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA=folder
+	@exec .venv-full/bin/akin pretrain $(call option,PRESET,preset) $(call option,MINUTES,minutes) \
+		$(call option,DATA,data) $(ARGS)
+
+evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder
+	@exec .venv-full/bin/akin evaluate $(ARGS)
+
+export: $(full) ## the trained encoder into model_store: ONNX, int8, manifest, cards
+	@exec .venv-full/bin/akin export $(ARGS)
+
+bench: $(serving) $(full) ## measure the server against its in-process floor
+	@exec .venv-full/bin/python -m load_tests.bench $(ARGS)
+
+test: $(serving) lint ## lint, types and the tests, in under ten minutes
+	.venv-full/bin/python -m pytest $(ARGS)
+
+test-long: $(serving) lint ## the same, and the tests that take minutes each
+	.venv-full/bin/python -m pytest -m "long or not long" $(ARGS)
+
+lint: $(full) ## ruff and mypy
+	.venv-full/bin/python -m ruff check .
+	.venv-full/bin/python -m mypy
+
+clean: ## remove caches (keeps environments, runs/ and the gallery in var/)
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-full
