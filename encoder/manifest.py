@@ -71,8 +71,7 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not DIGEST.fullmatch(self.model_digest):
-            raise ManifestError(f"model_digest {self.model_digest!r} is not 64 hexadecimal digits")
+        _require_digest("model_digest", self.model_digest)
         if type(self.dimension) is not int or self.dimension < 1:
             raise ManifestError(f"dimension {self.dimension!r} is not a positive whole number")
         if not self.class_names or not self.artifacts or not self.golden:
@@ -87,6 +86,8 @@ class Manifest:
             raise ManifestError(f"golden_min_cosine {self.golden_min_cosine!r} is not in (0, 1]")
         if self.gallery_seed is not None:
             _require_file_entry(self.gallery_seed["file"], self.gallery_seed["sha256"])
+            if type(self.gallery_seed["rows"]) is not int:
+                raise ManifestError(f"gallery_seed rows {self.gallery_seed['rows']!r} is not a whole number")
 
     @property
     def model_id(self) -> str:
@@ -161,5 +162,9 @@ def model_digest(weights: Path, preprocess: PreprocessSpec) -> str:
 def _require_file_entry(file: str, sha256: str) -> None:
     if not file or file != Path(file).name:
         raise ManifestError(f"file {file!r} must be a plain name: everything lies beside the manifest")
-    if not DIGEST.fullmatch(sha256):
-        raise ManifestError(f"{file}: sha256 {sha256!r} is not 64 hexadecimal digits")
+    _require_digest(f"{file}: sha256", sha256)
+
+
+def _require_digest(what: str, digest: str) -> None:
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ManifestError(f"{what} {digest!r} is not 64 hexadecimal digits")

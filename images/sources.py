@@ -7,6 +7,7 @@
 A source is read again from the start by every loop over it, in the same order.
 """
 
+import io
 import os
 import tarfile
 import zipfile
@@ -139,7 +140,7 @@ def _folder(path: Path) -> Source:
 
     def items() -> Iterator[Item]:
         for name in names:
-            yield Item(name, _read(partial((path / name).open, "rb")))
+            yield Item(name, _read(partial(io.FileIO, path / name)))
 
     return Source(items, len(names))
 
