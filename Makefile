@@ -20,6 +20,8 @@ serving := .venv/installed-$(serving_lock)
 full := .venv-full/installed-full
 # An unquoted ~ reaches us from shells that expand it only at the start of a word.
 images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
+# Images of one's own get a gallery of their own; the default one begins with the seed in model_store.
+gallery := var/gallery$(if $(images),-$(firstword $(shell printf %s "$(images)" | cksum)))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
@@ -37,14 +39,15 @@ $(full): requirements/full.txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv-full $<
 
 serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1
-	@exec .venv/bin/akin serve --port $(PORT) $(call option,images,images) $(ARGS)
+	@$(if $(images),.venv/bin/akin index add --gallery $(gallery) "$(images)")
+	@exec .venv/bin/akin serve --port $(PORT) --gallery $(gallery) $(ARGS)
 
-index: $(serving) ## add a folder of images to the gallery: IMAGES=folder
-	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)
+index: $(serving) ## add what is new in a folder, also beside its running server: IMAGES=folder
+	@exec .venv/bin/akin index add --gallery $(gallery) "$(or $(images),$(error make index needs IMAGES=folder))"
 
 train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA=folder
-	@exec .venv-full/bin/akin pretrain $(call option,PRESET,preset) $(call option,MINUTES,minutes) \
-		$(call option,DATA,data) $(ARGS)
+	@exec .venv-full/bin/akin pretrain \
+		$(call option,PRESET,preset) $(call option,MINUTES,minutes) $(call option,DATA,data) $(ARGS)
 
 evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder
 	@exec .venv-full/bin/akin evaluate $(ARGS)
