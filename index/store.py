@@ -213,9 +213,10 @@ def _check(connection: sqlite3.Connection, file: Path, model_digest: str, dimens
             f"and its vectors cannot be compared with them; move {file.parent} away and start again, then "
             f"embed images of your own anew: akin index add FOLDER"
         )
-    if meta["dimension"] != str(dimension):
+    stored_dimension = meta.get("dimension", "unknown")
+    if stored_dimension != str(dimension):
         raise WrongModel(
-            f"{file} holds vectors of {meta['dimension']} numbers, this encoder gives {dimension}"
+            f"{file} has vectors of dimension {stored_dimension}, this encoder gives {dimension}"
         )
 
 
