@@ -74,6 +74,8 @@ def open_session(
     options.inter_op_num_threads = 1
     # A spinning thread takes the core from the next request.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != "CPUExecutionProvider":
+        ort.preload_dlls()  # the CUDA libraries that pip installs are not where the loader looks
     session = ort.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=[provider]
     )

@@ -154,7 +154,8 @@ def _scale_in_dct(image: JpegImageFile, size: int) -> tuple[float, float]:
     if min(image.size) < 4 * size:
         return image.size
     drafted = image.draft(None, (2 * size, 2 * size))
-    assert drafted is not None, "draft() refuses only a second call"
+    if drafted is None:  # a file without an image in it, which load() refuses
+        return image.size
     _, (_, _, width, height) = drafted
     return width, height
 
@@ -166,7 +167,7 @@ def _to_rgb(image: ImageFile) -> Image.Image:
     if image.mode == "I;16":
         return _from_sixteen_bit(image)
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
+        colours = image if image.mode == "RGBA" else image.convert("RGBA")
         flat = Image.new("RGB", image.size, "white")
         flat.paste(colours, mask=colours)
         return flat
