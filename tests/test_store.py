@@ -1,6 +1,9 @@
+"""The truth: what is acknowledged is there, what is damaged is named, what does not belong is refused."""
+
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store.open(tmp_path / "new" / "gallery", DIGEST, DIMENSION)
     yield opened
     opened.close()
@@ -31,7 +34,7 @@ def live(store: Store) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if row.vector is not None}
 
 
-def test_what_was_added_is_read_back_after_reopening(tmp_path):
+def test_what_was_added_is_read_back_after_reopening(tmp_path: Path) -> None:
     store = Store.open(tmp_path, DIGEST, DIMENSION)
     store.add(["ä/1.jpg", "b"], vectors(2), ["horse", None], [{"taken": 1999, "by": "Zoë"}, {}])
     store.close()
@@ -42,24 +45,27 @@ def test_what_was_added_is_read_back_after_reopening(tmp_path):
     np.testing.assert_allclose([first.vector, second.vector], vectors(2), atol=1e-7)
 
 
-def test_every_commit_is_synced_to_disk(store):
+def test_every_commit_is_synced_to_disk(store: Store) -> None:
     writer = store._writer
     assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
 
-def test_adding_an_id_again_replaces_its_row_and_gives_it_a_new_seq(store):
+def test_adding_an_id_again_replaces_its_row_and_gives_it_a_new_seq(store: Store) -> None:
     store.add(["a", "b"], vectors(2), ["cat", "dog"])
     store.add(["a"], vectors(1, seed=9), ["bird"])
-    assert [(row.seq, row.id, row.label) for row in store.rows_since(0)] == [(2, "b", "dog"), (3, "a", "bird")]
+    assert [(row.seq, row.id, row.label) for row in store.rows_since(0)] == [
+        (2, "b", "dog"),
+        (3, "a", "bird"),
+    ]
 
 
-def test_of_an_id_given_twice_in_one_call_the_later_row_stays(store):
+def test_of_an_id_given_twice_in_one_call_the_later_row_stays(store: Store) -> None:
     store.add(["a", "a"], vectors(2), ["first", "second"])
     assert [(row.id, row.label) for row in store.rows_since(0)] == [("a", "second")]
 
 
-def test_a_removal_reaches_readers_as_a_tombstone_with_the_next_seq(store):
+def test_a_removal_reaches_readers_as_a_tombstone_with_the_next_seq(store: Store) -> None:
     store.add(["a", "b", "c"], vectors(3), [None] * 3)
     assert store.remove(["b", "unknown", "b"]) == 1
     assert store.remove(["b"]) == 0
@@ -69,7 +75,7 @@ def test_a_removal_reaches_readers_as_a_tombstone_with_the_next_seq(store):
     assert live(store)["b"].label == "back"
 
 
-def test_data_version_changes_with_another_connections_commit_and_only_then(store):
+def test_data_version_changes_with_another_connections_commit_and_only_then(store: Store) -> None:
     before = store.data_version()
     assert store.data_version() == before
     other = Store.open(store.file.parent, DIGEST, DIMENSION)
@@ -93,7 +99,9 @@ def test_data_version_changes_with_another_connections_commit_and_only_then(stor
         ({"metadata": [{}, {"raw": b"bytes"}]}, "metadata of row 1"),
     ],
 )
-def test_one_bad_row_is_refused_and_nothing_is_changed(store, change, message):
+def test_one_bad_row_is_refused_and_nothing_is_changed(
+    store: Store, change: dict[str, object], message: str
+) -> None:
     store.add(["old"], vectors(1), ["before"])
     good = {"ids": ["old", "new"], "vectors": vectors(2, seed=1), "labels": ["after", "after"]}
     with pytest.raises(RowRefused, match=message):
@@ -101,20 +109,20 @@ def test_one_bad_row_is_refused_and_nothing_is_changed(store, change, message):
     assert [(row.seq, row.id, row.label) for row in store.rows_since(0)] == [(1, "old", "before")]
 
 
-def test_another_models_gallery_is_refused_with_both_digests_and_the_command_to_use(store):
-    with pytest.raises(WrongModel, match="model aaaaaaaaaaaa, this encoder is bbbbbbbbbbbb.*akin index add"):
+def test_another_models_gallery_is_refused_with_both_digests_and_the_command_to_use(store: Store) -> None:
+    with pytest.raises(WrongModel, match=r"model aaaaaaaaaaaa, this encoder is bbbbbbbbbbbb.*akin index add"):
         Store.open(store.file.parent, "b" * 64, DIMENSION)
     with pytest.raises(WrongModel, match="dimension 8, this encoder gives 512"):
         Store.open(store.file.parent, DIGEST, 512)
 
 
-def test_a_gallery_of_a_later_format_is_refused(store):
+def test_a_gallery_of_a_later_format_is_refused(store: Store) -> None:
     store._writer.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
     with pytest.raises(GalleryError, match="format 2, not 1"):
         Store.open(store.file.parent, DIGEST, DIMENSION)
 
 
-def test_a_second_writer_waits_for_the_first_and_then_says_who_is_in_the_way(store):
+def test_a_second_writer_waits_for_the_first_and_then_says_who_is_in_the_way(store: Store) -> None:
     impatient = Store.open(store.file.parent, DIGEST, DIMENSION, busy_timeout_s=0.05)
     store._writer.execute("BEGIN IMMEDIATE")
     with pytest.raises(GalleryBusy, match=r"another process has been writing for 0\.05 s"):
@@ -125,7 +133,9 @@ def test_a_second_writer_waits_for_the_first_and_then_says_who_is_in_the_way(sto
     assert live(store).keys() == {"a"}
 
 
-def test_a_write_that_fails_half_way_leaves_nothing_and_the_next_one_works(store, monkeypatch):
+def test_a_write_that_fails_half_way_leaves_nothing_and_the_next_one_works(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr("index.store._checksum", lambda seq, *_: seq // (seq - 2))
         store.add(["a", "b"], vectors(2), [None] * 2)
@@ -135,13 +145,13 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_the_next_one_works(store
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 200, b"\x89PNG" + bytes(5000)])
-def test_a_file_that_is_not_a_database_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_a_database_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(GalleryCorrupt, match=rf"{FILE_NAME} is damaged.*move it away"):
         Store.open(tmp_path, DIGEST, DIMENSION)
 
 
-def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path):
+def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as other:
         other.execute("CREATE TABLE albums (name TEXT)")
     other.close()
@@ -158,14 +168,14 @@ def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path):
         "UPDATE rows SET vector = NULL WHERE id = 'b'",
     ],
 )
-def test_a_row_changed_behind_our_back_is_named_by_its_checksum(store, damage):
+def test_a_row_changed_behind_our_back_is_named_by_its_checksum(store: Store, damage: str) -> None:
     store.add(["a", "b", "c"], vectors(3), ["cat"] * 3)
     store._writer.execute(damage)
     with pytest.raises(GalleryCorrupt, match=r"row 2 \(id 'b'\) fails its checksum"):
         list(store.rows_since(0))
 
 
-def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_harmless(tmp_path):
+def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_harmless(tmp_path: Path) -> None:
     store = Store.open(tmp_path, DIGEST, DIMENSION)
     store.add([f"photos/{row:02d}.jpg" for row in range(40)], vectors(40), ["horse"] * 40)
     store.remove(["photos/07.jpg"])
@@ -191,7 +201,7 @@ def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_harmless(tmp_path):
     assert noticed > 100
 
 
-def test_processes_that_start_together_agree_on_one_new_gallery(tmp_path):
+def test_processes_that_start_together_agree_on_one_new_gallery(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, numpy; from index.store import Store\n"
         f"store = Store.open(pathlib.Path(sys.argv[1]), {DIGEST!r}, {DIMENSION})\n"
@@ -199,19 +209,18 @@ def test_processes_that_start_together_agree_on_one_new_gallery(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "gallery")]
     started = [
-        subprocess.Popen([*command, name], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for name in "abcd"
+        subprocess.Popen([*command, name], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        for name in "abcd"
     ]
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert errors == [""] * 4
     assert live(Store.open(tmp_path / "gallery", DIGEST, DIMENSION)).keys() == set("abcd")
 
 
-def test_untouched_means_that_nothing_was_ever_written(store):
+def test_untouched_means_that_nothing_was_ever_written(store: Store) -> None:
     assert store.untouched()
     assert store.add(["a"], vectors(1), [None], only_if_untouched=True)
     store.remove(["a"])
     assert not store.untouched()
     assert not store.add(["a"], vectors(1), [None], only_if_untouched=True)
     assert live(store) == {}
-
-

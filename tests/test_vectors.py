@@ -1,3 +1,5 @@
+"""One rule for vectors: finite, of the right size, not zero, then of unit length."""
+
 import numpy as np
 import pytest
 
@@ -5,14 +7,14 @@ from index.errors import RowRefused
 from index.vectors import unit_rows
 
 
-def test_length_is_removed_and_direction_kept():
+def test_length_is_removed_and_direction_kept() -> None:
     rows = unit_rows(np.array([[3.0, 4.0], [0.0, -1e-30], [3e38, 4e37]], np.float32), 2)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows[:2], [[0.6, 0.8], [0.0, -1.0]], rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-6)
 
 
-def test_float16_rows_become_unit_float32_again():
+def test_float16_rows_become_unit_float32_again() -> None:
     exact = unit_rows(np.random.default_rng(0).standard_normal((50, 512)), 512)
     repaired = unit_rows(exact.astype(np.float16), 512)
     np.testing.assert_allclose(np.linalg.norm(repaired, axis=1), 1.0, atol=1e-6)
@@ -23,7 +25,7 @@ def test_float16_rows_become_unit_float32_again():
     ("bad", "fault"),
     [(np.nan, "has NaN at position 2"), (-np.inf, "has Inf at position 2"), (0.0, "is zero")],
 )
-def test_a_row_without_direction_is_refused_by_number_and_id(bad, fault):
+def test_a_row_without_direction_is_refused_by_number_and_id(bad: float, fault: str) -> None:
     vectors = np.ones((3, 4), np.float32)
     vectors[1] = [0, 0, bad, 0]
     with pytest.raises(RowRefused, match=rf"vector 1 \(id 'second'\) {fault}"):
@@ -34,6 +36,6 @@ def test_a_row_without_direction_is_refused_by_number_and_id(bad, fault):
     "vectors",
     [np.ones((2, 3), np.float32), np.ones(4, np.float32), np.ones((2, 2, 4)), np.ones((1, 4), complex)],
 )
-def test_another_shape_or_kind_of_number_is_refused(vectors):
+def test_another_shape_or_kind_of_number_is_refused(vectors: np.ndarray) -> None:
     with pytest.raises(RowRefused, match="send"):
         unit_rows(vectors, 4)
