@@ -21,7 +21,7 @@ full := .venv-full/installed-full
 # An unquoted ~ reaches us from shells that expand it only at the start of a word.
 images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 # Images of one's own get a gallery of their own; the default one begins with the seed in model_store.
-gallery := var/gallery$(if $(images),-$(firstword $(shell printf %s "$(images)" | cksum)))
+gallery := var/gallery$(if $(images),-$(firstword $(shell { cd "$(images)" && pwd -P || echo "$(images)"; } 2>/dev/null | cksum)))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
