@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import uvicorn
@@ -27,6 +28,8 @@ from handlers.app import build_app
 from handlers.metrics import Metrics
 from handlers.predictions import PREFIX, Front
 from handlers.service import Service
+from images.sources import SourceError, open_source
+from index.build import add_images
 from index.errors import GalleryError
 from index.gallery import Gallery
 from index.seed import seed_gallery
@@ -34,7 +37,8 @@ from index.seed import seed_gallery
 log = logging.getLogger("akin")
 
 # What a user can put right; anything else is our mistake and gets its traceback.
-STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, GalleryError, OSError)
+STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, SourceError, GalleryError, OSError)
+DEFAULT_GALLERY = Path("var/gallery")
 DRAIN_SECONDS = 10  # how long Ctrl-C waits for requests under way
 
 
@@ -49,27 +53,37 @@ class Settings:
 
     model_store: Path = Path("model_store")
     name: str = "encoder"
-    gallery: Path = Path("var/gallery")
+    gallery: Path | None = None  # None: the default one, or that of `images`
+    images: Path | None = None  # embedded into a gallery of its own before serving
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free one
     threads: int = cores()
     queue: int = 128  # requests that may wait for a worker
+
+    @property
+    def gallery_folder(self) -> Path:
+        """Where the gallery lies; every source of images has one of its own."""
+        if self.gallery is not None or self.images is None:
+            return self.gallery or DEFAULT_GALLERY
+        source = self.images.resolve()
+        return Path("var/galleries") / f"{source.name}-{sha256(str(source).encode()).hexdigest()[:8]}"
 
     @classmethod
     def from_arguments(cls, argv: Sequence[str] | None) -> "Settings":
         parser = argparse.ArgumentParser(
             prog="akin serve",
             description="Serve embeddings, logits, labels and neighbours over HTTP.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add = parser.add_argument
-        add("--model-store", type=Path, default=cls.model_store, help="folder of the model's artifacts")
-        add("--name", default=cls.name, help="the model's name: NAME.json in the model store")
-        add("--gallery", type=Path, default=cls.gallery, help="folder of the live gallery")
-        add("--host", default=cls.host, help="address to listen on")
-        add("--port", type=_whole(0, 65535), default=cls.port, help="port to listen on; 0 takes a free one")
-        add("--threads", type=_whole(1, 1024), default=cls.threads, help="worker threads, one core each")
-        add("--queue", type=_whole(1, 100_000), default=cls.queue, help="requests that may wait for a worker")
+        shown = " (default: %(default)s)"
+        add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
+        add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
+        add("--images", type=Path, help="search among these: folder, .zip, .tar.gz, .npy or STL-10")
+        add("--gallery", type=Path, help=f"folder of the gallery (default: {DEFAULT_GALLERY}, seeded)")
+        add("--host", default=cls.host, help="address to listen on" + shown)
+        add("--port", type=_whole(0, 65535), default=cls.port, help="0 takes a free one" + shown)
+        add("--threads", type=_whole(1, 1024), default=cls.threads, help="worker threads" + shown)
+        add("--queue", type=_whole(1, 100_000), default=cls.queue, help="requests that may wait" + shown)
         return cls(**vars(parser.parse_args(argv)))
 
 
@@ -133,15 +147,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(settings: Settings, metrics: Metrics) -> Service:
-    """The encoder with its golden vectors passed, and the gallery, seeded where it is new."""
+    """The encoder with its golden vectors passed, and the gallery to search."""
     encoder = Encoder.load(settings.model_store, settings.name)
     manifest = encoder.manifest
-    seed_gallery(settings.model_store, manifest, settings.gallery)
-    gallery = Gallery.open(settings.gallery, manifest.model_digest, manifest.dimension)
+    gallery = _open_gallery(settings, encoder)
     # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.
     gallery.search(encoder.embed(golden_batch(manifest.golden, manifest.preprocess.size)).vectors, 1)
     metrics.serving(manifest.model_id, encoder.provider)
     return Service(encoder, gallery, metrics.observe)
+
+
+def _open_gallery(settings: Settings, encoder: Encoder) -> Gallery:
+    """The default gallery, seeded where it is new, or the one of `settings.images`, brought up to date."""
+    manifest, folder = encoder.manifest, settings.gallery_folder
+    source = open_source(settings.images) if settings.images is not None else None
+    if folder == DEFAULT_GALLERY:
+        seed_gallery(settings.model_store, manifest, folder)
+    gallery = Gallery.open(folder, manifest.model_digest, manifest.dimension)
+    if source is not None:
+        print(f"embedding what is new in {settings.images}", flush=True)
+        print(add_images(gallery, encoder, source, settings.threads), flush=True)
+        if not gallery.count:
+            raise GalleryError(f"no image in {settings.images} could be added; name a folder of images")
+    return gallery
 
 
 def _announce(settings: Settings, service: Service, port: int) -> None:
@@ -153,7 +181,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
         f"akin serves {encoder.manifest.model_id} at {url}\n"
         f"  encoder  {encoder.artifact.precision} ({encoder.artifact.quantization}) on {encoder.provider},"
         f" {len(encoder.manifest.golden)} golden vectors agree\n"
-        f"  gallery  {rows} images in {settings.gallery}\n"
+        f"  gallery  {rows} images in {settings.gallery_folder}\n"
         f"  workers  {settings.threads} threads, at most {settings.queue} requests waiting\n"
         f"  try      curl -T photo.jpg '{url}{PREFIX}{settings.name}?k=5'\n"
         f"  read     {url}/docs   stop with Ctrl-C",

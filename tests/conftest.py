@@ -7,3 +7,5 @@ other's way; sums in a fixed order also make training repeat itself exactly.
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+pytest_plugins = ["tests.serving"]

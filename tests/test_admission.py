@@ -1,0 +1,128 @@
+"""The bounded queue: what enters, what is refused, and how it ends."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from handlers.admission import Admission, QueueFull
+
+Scenario = Callable[[Admission, threading.Event], Awaitable[None]]
+
+
+def play(scenario: Scenario, threads: int, capacity: int) -> None:
+    """Run `scenario` against a queue, with a gate at which work can be made to wait."""
+    gate = threading.Event()
+    admission = Admission(threads, capacity)
+    try:
+        asyncio.run(asyncio.wait_for(scenario(admission, gate), timeout=20))
+    finally:
+        gate.set()
+        admission.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_work_runs_in_a_worker_thread_and_its_result_comes_back() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        worker = await admission.submit(threading.current_thread)
+        assert worker is not threading.current_thread()
+        assert await admission.submit(lambda: 6 * 7) == 42
+
+    play(scenario, threads=1, capacity=1)
+
+
+def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="no"):
+                await admission.submit(fail)
+        assert await admission.submit(lambda: "alive") == "alive"
+
+    play(scenario, threads=1, capacity=1)
+
+
+def test_a_full_queue_refuses_and_takes_work_again_once_it_has_room() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        under_way = admission.submit(gate.wait)
+        await until(lambda: admission.depth == 0)  # a worker has taken it
+        waiting = [admission.submit(lambda: "waited") for _ in range(3)]
+        assert admission.depth == 3
+        with pytest.raises(QueueFull):
+            admission.submit(lambda: "refused")
+        gate.set()
+        assert await asyncio.gather(*waiting) == ["waited"] * 3
+        assert await under_way is True
+        assert await admission.submit(lambda: "taken again") == "taken again"
+
+    play(scenario, threads=1, capacity=3)
+
+
+def test_as_many_jobs_run_side_by_side_as_there_are_threads() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        meeting = threading.Barrier(3)  # passes only when three are in it at once
+        arrivals = await asyncio.gather(*(admission.submit(lambda: meeting.wait(10)) for _ in range(3)))
+        assert sorted(arrivals) == [0, 1, 2]
+
+    play(scenario, threads=3, capacity=3)
+
+
+def test_a_job_nobody_waits_for_any_more_is_not_run() -> None:
+    ran: list[str] = []
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        under_way = admission.submit(gate.wait)
+        await until(lambda: admission.depth == 0)
+        abandoned = admission.submit(lambda: ran.append("abandoned"))
+        kept = admission.submit(lambda: ran.append("kept"))
+        abandoned.cancel()
+        gate.set()
+        await asyncio.gather(under_way, kept)
+
+    play(scenario, threads=1, capacity=2)
+    assert ran == ["kept"]
+
+
+def test_a_job_cancelled_while_it_runs_harms_nobody() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        under_way = admission.submit(gate.wait)
+        await until(lambda: admission.depth == 0)
+        under_way.cancel()
+        gate.set()
+        assert await admission.submit(lambda: "next") == "next"
+
+    play(scenario, threads=1, capacity=1)
+
+
+def test_closing_finishes_what_is_queued_and_ends_the_threads() -> None:
+    before = set(threading.enumerate())
+    done: list[int] = []
+
+    async def scenario() -> None:
+        admission = Admission(threads=2, capacity=8)
+        for number in range(8):
+            admission.submit(lambda number=number: done.append(number))
+        admission.close()
+
+    asyncio.run(scenario())
+    assert sorted(done) == list(range(8))
+    assert set(threading.enumerate()) == before
+
+
+def test_closing_gives_up_on_a_worker_that_is_stuck() -> None:
+    gate = threading.Event()
+
+    async def scenario() -> None:
+        admission = Admission(threads=1, capacity=1)
+        admission.submit(gate.wait)
+        admission.close(patience_s=0.05)
+
+    asyncio.run(scenario())  # returns, and what the worker brings later goes nowhere
+    gate.set()

@@ -1,0 +1,147 @@
+"""Starting and stopping the native front: real processes, and one clear line for each that cannot start."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from encoder.manifest import Manifest
+from encoder.session import Encoder
+from index.gallery import Gallery
+from tests.server import ROOT, running_server, start
+from tests.serving import JPEG, OTHER, PATH, connect, read_answer, vector_of
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_request_under_way_finish_and_exits_with_zero(
+    seeded_store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with running_server(seeded_store, tmp_path) as server, connect(server) as connection:
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(JPEG)}\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")  # it is under way
+        server.process.send_signal(number)
+        connection.sendall(JPEG)
+        assert read_answer(connection)[0] == 200
+        assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log
+        with pytest.raises(ConnectionRefusedError):
+            connect(server)
+
+
+def test_a_folder_of_images_is_embedded_and_searched_without_its_damaged_files(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    (photos / "a.jpg").write_bytes(JPEG)
+    (photos / "deep" / "b.png").write_bytes(OTHER)
+    (photos / "broken.jpg").write_bytes(JPEG[:100])
+    for added in ("2 images added", "0 images added"):  # the second start finds them there
+        with running_server(seeded_store, tmp_path, ["--images", str(photos)]) as server:
+            neighbors = httpx.post(server.url + PATH, params={"k": 9}, content=OTHER).json()["neighbors"]
+            assert [neighbor["id"] for neighbor in neighbors] == ["deep/b.png", "a.jpg"]
+            assert added in server.log and "broken.jpg" in server.log
+
+
+def test_another_process_adds_a_row_and_the_next_search_finds_it(seeded_store: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(seeded_store)
+    manifest = encoder.manifest
+    with running_server(seeded_store, tmp_path) as server:
+        assert httpx.get(server.url + "/").json()["gallery_rows"] == 3
+        with Gallery.open(tmp_path / "var/gallery", manifest.model_digest, manifest.dimension) as gallery:
+            gallery.add(["new"], vector_of(encoder, JPEG)[None], ["dog"])
+        found = httpx.post(server.url + PATH, params={"k": 1}, content=JPEG).json()["neighbors"]
+        assert found[0]["id"] == "new" and found[0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def spoil_artifact(model_store: Path) -> None:
+    content = bytearray((model_store / "encoder.int8.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (model_store / "encoder.int8.onnx").write_bytes(content)
+
+
+def spoil_golden_vector(model_store: Path) -> None:
+    manifest = Manifest.read(model_store)
+    first, *others = manifest.golden
+    opposite = replace(first, vector=tuple(-value for value in first.vector))
+    replace(manifest, golden=(opposite, *others)).write(model_store)
+
+
+def spoil_seed(model_store: Path) -> None:
+    with (model_store / "gallery.npz").open("ab") as seed:
+        seed.write(b"x")
+
+
+def remove_everything(model_store: Path) -> None:
+    shutil.rmtree(model_store)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_artifact, ["encoder.int8.onnx", "sha256", "akin export"]),
+        (spoil_golden_vector, ["golden vector 0", "cosine -1.0"]),
+        (spoil_seed, ["gallery.npz", "sha256", "akin export"]),
+        (remove_everything, ["encoder.json", "akin export"]),
+    ],
+)
+def test_a_spoilt_model_store_is_refused_in_one_line_that_names_file_and_way_out(
+    seeded_store: Path, tmp_path: Path, spoil: Callable[[Path], None], words: list[str]
+) -> None:
+    spoilt = tmp_path / "model_store"
+    shutil.copytree(seeded_store, spoilt)
+    spoil(spoilt)
+    assert_start_fails(spoilt, tmp_path / "run", [], words)
+
+
+def test_a_port_in_use_is_refused_in_one_line(seeded_store: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert_start_fails(
+            seeded_store, tmp_path, ["--port", port], [f"127.0.0.1:{port}", "in use", "--port"]
+        )
+
+
+def test_a_folder_without_images_is_refused_in_one_line(seeded_store: Path, tmp_path: Path) -> None:
+    assert_start_fails(
+        seeded_store, tmp_path, ["--images", str(tmp_path / "none")], ["none", "does not exist"]
+    )
+
+
+def assert_start_fails(model_store: Path, folder: Path, arguments: list[str], words: list[str]) -> None:
+    process, log_file = start(model_store, folder, arguments)
+    assert process.wait(timeout=60) == 1
+    (line,) = log_file.read_text().splitlines()
+    assert line.startswith("akin: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--port", "99999"], "65535"),
+        (["--threads", "0"], "1 to 1024"),
+        (["--queue", "many"], "whole number"),
+    ],
+)
+def test_a_knob_out_of_range_is_refused_with_its_limit(arguments: list[str], word: str) -> None:
+    command = [sys.executable, "-m", "handlers.native", *arguments]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert word in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_serving_never_imports_torch() -> None:
+    check = "import handlers.native, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
