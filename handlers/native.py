@@ -98,6 +98,7 @@ def serve(settings: Settings) -> int:
         address = f"{settings.host}:{settings.port}"
         return _fail(f"cannot listen on {address} ({error.strerror}); choose another --port")
 
+    port = listener.getsockname()[1]
     admission = Admission(settings.threads, settings.queue)
     front = Front(settings.name, admission, Metrics(lambda: admission.depth))
     server = uvicorn.Server(
@@ -120,16 +121,17 @@ def serve(settings: Settings) -> int:
     def bring_up() -> None:
         try:
             front.service = _load(settings, front.metrics)
-            _announce(settings, front.service, listener.getsockname()[1])
+            _announce(settings, front.service, port)
         except Exception as error:
             failures.append(error)
             server.should_exit = True
 
+    # uvicorn has handlers of its own while it runs. These stand before, and after: it raises the signal that
+    # ended it once more, which must not kill us then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     # Beside the event loop: /healthz and /readyz answer from the start, and Ctrl-C works while it loads.
     threading.Thread(target=bring_up, daemon=True).start()
-    # uvicorn raises the signal that ended it once more when it is done; then it must not kill us.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
     admission.close()
     if front.service is not None and front.service.gallery is not None:

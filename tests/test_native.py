@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from index.gallery import Gallery
+from tests.pictures import encode, scene
 from tests.server import ROOT, running_server, start
 from tests.serving import JPEG, OTHER, PATH, connect, read_answer, vector_of
 
@@ -145,3 +147,17 @@ def test_a_knob_out_of_range_is_refused_with_its_limit(arguments: list[str], wor
 def test_serving_never_imports_torch() -> None:
     check = "import handlers.native, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_signal_before_it_is_ready_ends_it_with_zero(seeded_store: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture = encode(scene(1500, 1500), quality=95)
+    for number in range(400):  # some seconds of work
+        (photos / f"{number}.jpg").write_bytes(picture)
+    process, log_file = start(seeded_store, tmp_path, ["--images", str(photos)])
+    while process.poll() is None and "embedding" not in log_file.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    assert "Traceback" not in log_file.read_text() and "akin serves" not in log_file.read_text()
