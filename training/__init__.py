@@ -1,0 +1,1 @@
+"""Pixels without labels in, an encoder and an honest account of it out."""

@@ -1,0 +1,77 @@
+"""All training images in one uint8 tensor on the device, so that no step waits for decoding.
+
+Images of different sides share the tensor: each stands in the top left corner of its square, and its side is kept
+beside it. Labels, where a source has them, are not read.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from images import stl10
+from images.decode import ImageError
+from images.sources import Source, decoded, open_source
+from images.spec import PreprocessSpec
+from training.augment import Augmentation, Randomness, view
+
+
+class Pool:
+    """canvas: (N, 3, S, S) uint8; side: (N,) int64, image n fills canvas[n, :, :side[n], :side[n]]."""
+
+    def __init__(self, canvas: Tensor, side: Tensor) -> None:
+        self.canvas, self.side = canvas, side
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def two_views(self, rows: Tensor, aug: Augmentation, random: Randomness) -> Tensor:
+        """rows: (B,) int64. Returns (2B, 3, size, size) float32 in [0, 1]; b and B + b are views of one image."""
+        twice = rows.repeat(2)
+        return view(self.canvas[twice], self.side[twice], aug, random)
+
+
+def load_pool(paths: Sequence[str], store: int, device: torch.device, limit: int = 0) -> Pool:
+    """The images of all paths in order, the first `limit` of them unless that is 0.
+
+    store: largest side kept. Encoded images are brought to it; arrays of smaller squares stay as they are.
+    """
+    images = chain.from_iterable(squares(source, store) for path in paths for source in unlabeled(Path(path)))
+    kept = list(islice(images, limit or None))
+    if not kept:
+        raise SystemExit(f"no image could be read from {', '.join(paths)}")
+    side = torch.tensor([len(image) for image in kept])
+    largest = int(side.max())
+    canvas = torch.zeros((len(kept), 3, largest, largest), dtype=torch.uint8)
+    for row, image in enumerate(kept):
+        canvas[row, :, : len(image), : len(image)] = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return Pool(canvas.to(device), side.to(device))
+
+
+def unlabeled(path: Path) -> Iterator[Source]:
+    """The sources to pretrain on: of STL-10 its unlabeled split where it is there, and train; never test."""
+    folder = stl10.find(path) if path.is_dir() else None
+    if folder is None:
+        yield open_source(path)
+        return
+    for split in ("unlabeled", "train"):
+        if (folder / f"{split}_X.bin").exists():
+            yield open_source(folder, split)
+
+
+def squares(source: Source, store: int) -> Iterator[np.ndarray]:
+    """(s, s, 3) uint8 images, s at most `store`. What cannot be decoded is named on the terminal and left out."""
+    first = next(iter(source), None)
+    if first is not None and isinstance(first.data, np.ndarray):
+        height, width, _ = first.data.shape
+        if height == width <= store:
+            yield from (item.data for item in source if isinstance(item.data, np.ndarray))
+            return
+    yield from (pixels for _, pixels, _ in decoded(source, PreprocessSpec(size=store), name_damaged))
+
+
+def name_damaged(name: str, error: ImageError) -> None:
+    print(f"left out {name}: {error}", flush=True)
