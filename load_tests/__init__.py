@@ -1,0 +1,1 @@
+"""Proof from outside: load on a running server, and what README's numbers come from."""

@@ -1,0 +1,286 @@
+"""The benchmark's arithmetic, what it reads from wrk, what it writes, and that it leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from encoder.session import Encoder
+from load_tests import bench, floor, machine, photos, report, server, wrk
+from load_tests.floor import Floor
+from load_tests.pictures import encode, scene
+from load_tests.report import Row, Target
+from load_tests.wrk import Load
+from tests.serving import JPEG
+from tests.tiny_encoder import write_tiny_encoder
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {
+    "1 connection, p50 to the floor's": "≤ 1.7",
+    "8 connections, throughput to the floor's": "≥ 1.4",
+    "12-megapixel photo, p50 to its floor's": "≤ 1.5",
+    "first start to ready, gallery seeded": "≤ 3",
+    "later start to ready": "≤ 3",
+    "memory after load, gallery open": "≤ 350",
+}
+
+
+def summary(requests: int = 300, refused: int = 0, broken: int = 0) -> str:
+    """What wrk prints with our script, shortened."""
+    return (
+        "Running 2s test @ http://127.0.0.1:8080/predictions/encoder\n  1 threads and 1 connections\n"
+        "  Latency Distribution\n     50%    1.23ms\n     99%    4.57ms\nRequests/sec:    150.00\n\n"
+        f'summary {{"requests": {requests}, "duration_us": 2000000, "p50_us": 1234, "p99_us": 4567, '
+        f'"refused": {refused}, "broken": {broken}}}\n'
+    )
+
+
+def a_round(floor_ms: float = 2.0, one_ms: float = 3.0) -> bench.Round:
+    """A round in which everything has a value of its own."""
+    return bench.Round(
+        floor=Floor(floor_ms, 1e3 / floor_ms),
+        one=Load(one_ms, 7.0, 300.0),
+        one_with_neighbors=Load(5.0, 8.0, 200.0),
+        eight=Load(11.0, 30.0, 750.0),
+        thirty_two=Load(40.0, 90.0, 800.0),
+        camera_floor=Floor(50.0, 20.0),
+        camera=Load(60.0, 70.0, 16.0),
+        first_start_s=1.5,
+        later_start_s=0.5,
+        memory_mb=240.0,
+        peak_memory_mb=260.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def wrk_there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """wrk itself where it is installed; otherwise something that prints what it would."""
+    with pytest.MonkeyPatch.context() as patch:
+        if shutil.which("wrk") is None:
+            stand_in = tmp_path_factory.mktemp("bin") / "wrk"
+            stand_in.write_text(f"#!/bin/sh\ncat <<'END'\n{summary()}END\n")
+            stand_in.chmod(0o755)
+            patch.setenv("PATH", str(stand_in.parent), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(wrk_there: None, seeded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole run, short, with a smaller photo in the camera's place."""
+    folder = tmp_path_factory.mktemp("bench")
+    photo = photos.Photo(encode(scene(800, 600), quality=92), "a small stand-in")
+    arguments = ["--rounds", "1", "--seconds", "1", "--model-store", str(seeded_store), "--environment", sys.prefix]
+    written = ["--out", str(folder / "bench.json"), "--markdown", str(folder / "bench.md")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "camera_photo", lambda: photo)
+        assert bench.main([*arguments, *written]) == 0
+    return folder
+
+
+def test_a_ratio_is_taken_within_each_round_and_then_its_median() -> None:
+    # The machine was slow in the second round. The ratio of the medians would be 4.5 / 2 = 2.25.
+    rounds = [a_round(2.0, 3.0), a_round(10.0, 16.0), a_round(2.0, 4.5)]
+    ratio = {row.name: row for row in bench.rows_of(rounds)}["1 connection, p50 to the floor's"]
+    assert ratio.rounds == (1.5, 1.6, 2.25)
+    assert ratio.median == 1.6 and ratio.verdict == "met"
+
+
+def test_every_row_shows_its_own_quantity() -> None:
+    values = {row.name: row.median for row in bench.rows_of([a_round()])}
+    assert values == {
+        "floor: decode and session run, one thread, p50": 2.0,
+        "floor: throughput": 500.0,
+        "1 connection, p50": 3.0,
+        "1 connection, p50 to the floor's": 1.5,
+        "1 connection, p99": 7.0,
+        "1 connection, k=5, p50": 5.0,
+        "1 connection, k=5, p50 to the floor's": 2.5,
+        "1 connection, k=5, p99": 8.0,
+        "8 connections, throughput": 750.0,
+        "8 connections, throughput to the floor's": 1.5,
+        "8 connections, p99": 30.0,
+        "32 connections, throughput": 800.0,
+        "32 connections, throughput to the floor's": 1.6,
+        "32 connections, p99": 90.0,
+        "floor: 12-megapixel photo, p50": 50.0,
+        "12-megapixel photo, 1 connection, p50": 60.0,
+        "12-megapixel photo, p50 to its floor's": 1.2,
+        "first start to ready, gallery seeded": 1.5,
+        "later start to ready": 0.5,
+        "memory after load, gallery open": 240.0,
+        "memory at its peak": 260.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "verdict"),
+    [
+        (Target("≤", 1.7), 1.7, "met"),
+        (Target("≤", 1.7), 1.701, "missed"),
+        (Target("≥", 1.4), 1.4, "met"),
+        (Target("≥", 1.4), 1.399, "missed"),
+        (None, 1.0, ""),
+    ],
+)
+def test_a_target_is_met_up_to_its_limit(target: Target | None, value: float, verdict: str) -> None:
+    assert Row("some", "×", (value,), target).verdict == verdict
+
+
+def test_the_table_is_aligned_and_the_markdown_has_the_same_cells() -> None:
+    rows = [Row("short", "ms", (1.0, 3.0, 2.0)), Row("a longer one", "MB", (1234.0,), Target("≤", 350))]
+    assert report.table(rows) == (
+        "                median  lowest to highest    target\n"
+        "short          2.00 ms       1.00 to 3.00\n"
+        "a longer one  1,234 MB     1,234 to 1,234  ≤ 350 MB  missed"
+    )
+    assert report.markdown(rows, "Somewhere.") == (
+        "|  | median | lowest to highest | target |  |\n"
+        "| --- | ---: | ---: | ---: | --- |\n"
+        "| short | 2.00 ms | 1.00 to 3.00 |  |  |\n"
+        "| a longer one | 1,234 MB | 1,234 to 1,234 | ≤ 350 MB | missed |\n"
+        "\n"
+        "Somewhere.\n"
+    )
+
+
+def test_the_summary_of_wrk_is_read_in_exact_numbers() -> None:
+    assert wrk.parse(summary()) == Load(p50_ms=1.234, p99_ms=4.567, requests_per_s=150.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (summary(refused=3), "300 requests were answered, 3 of them with an error status"),
+        (summary(broken=2), "2 connections failed or timed out"),
+        (summary(requests=0), "0 requests were answered"),
+        ("unable to connect to 127.0.0.1:1 Connection refused\n", "without a summary; it printed: unable to connect"),
+    ],
+)
+def test_load_with_errors_is_no_result(output: str, words: str) -> None:
+    with pytest.raises(wrk.LoadError, match=words):
+        wrk.parse(output)
+
+
+def test_the_floor_is_the_median_latency_and_the_images_of_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_encoder(tmp_path)
+    ticks = iter([100.0, 100.010, 100.030, 100.040])  # 10, 20 and 10 ms
+    monkeypatch.setattr(floor, "perf_counter", lambda: next(ticks))
+    measured = floor.measure(Encoder.load(tmp_path), JPEG, seconds=0.035)
+    assert measured.p50_ms == pytest.approx(10) and measured.images_per_s == pytest.approx(75)
+
+
+def test_a_run_writes_every_row_with_its_rounds_target_and_machine(result: Path) -> None:
+    written = json.loads((result / "bench.json").read_text())
+    rows = written.pop("rows")
+    assert {row["name"]: row["target"] for row in rows if row["target"]} == TARGETS
+    for row in rows:
+        assert row.keys() == {"name", "unit", "median", "lowest", "highest", "rounds", "target", "met"}
+        assert row["median"] == row["lowest"] == row["highest"] == row["rounds"][0] > 0
+        assert type(row["met"]) is (bool if row["target"] else type(None))
+    assert written.keys() >= {"date", "commit", "cpu", "cores", "instruction_sets", "versions", "load_average", "wrk"}
+    assert written["model"].startswith("tiny@")
+    assert written["camera_photo"].startswith("a small stand-in, ")
+    assert (written["rounds"], written["seconds"]) == (1, 1)
+
+
+def test_the_markdown_of_a_run_has_its_rows_and_says_what_was_measured(result: Path) -> None:
+    text = (result / "bench.md").read_text()
+    assert text.count("\n| ") == len(bench.rows_of([a_round()])) + 1
+    assert "96 × 96 JPEG q90" in text and "tiny@" in text and "medians of 1 round" in text
+
+
+def test_a_run_leaves_nothing_but_its_results(result: Path) -> None:
+    assert sorted(file.name for file in result.iterdir()) == ["bench.json", "bench.md"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_server_and_cleans_up(
+    wrk_there: None, seeded_store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    environment, pid_file = tmp_path / "environment/bin", tmp_path / "pid"
+    environment.mkdir(parents=True)
+    python = environment / "python"  # serves by sleeping, and never becomes ready
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = serve ] || exec {sys.executable} "$@"\n'
+        f"echo $$ >{pid_file}.new && mv {pid_file}.new {pid_file} && exec sleep 600\n"
+    )
+    python.chmod(0o755)
+    options = ["--model-store", str(seeded_store), "--environment", str(environment.parent)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "load_tests.bench", *options, "--out", str(tmp_path / "out/bench.json")], cwd=ROOT
+    )
+    try:
+        while not pid_file.exists():
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(number)
+        assert running.wait(timeout=60) == 128 + number
+    finally:
+        running.kill()
+        running.wait()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_server_that_does_not_start_is_named_with_what_it_printed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(server.ServerError, match="did not become ready") as caught,
+        server.running([sys.executable, "-c", "print('no model here')"], tmp_path),
+    ):
+        pass
+    assert caught.value.__notes__ == ["the server printed: no model here"]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "words"),
+    [
+        ("", [], "wrk is not installed; on Debian and Ubuntu: apt-get install wrk"),
+        (None, ["--environment", "nowhere"], "nowhere is not an environment to serve from; run make setup"),
+        (None, ["--environment", sys.prefix, "--model-store", "nowhere"], "no model at nowhere"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_way_out(
+    wrk_there: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    path: str | None,
+    arguments: list[str],
+    words: str,
+) -> None:
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    assert bench.main(arguments) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_the_first_readable_image_of_a_folder_is_sent_as_a_small_jpeg(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no image")
+    (tmp_path / "b.png").write_bytes(encode(scene(300, 200), "PNG"))
+    photo = photos.small_photo(tmp_path)
+    picture = Image.open(BytesIO(photo.data))
+    assert (picture.format, picture.size) == ("JPEG", (96, 96))
+    assert photo.origin == f"96 × 96 JPEG q90 of the first image in {tmp_path.name}"
+
+
+def test_a_generated_photo_is_called_generated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(photos, "STL10", tmp_path / "not-there.zip")
+    assert photos.small_photo(None) == photos.Photo(encode(scene(96, 96), quality=90), "96 × 96 JPEG q90, generated")
+
+
+def test_versions_are_those_of_the_interpreter_that_serves() -> None:
+    described = machine.describe(Path(sys.executable))
+    assert described["versions"]["python"] == sys.version.split()[0]
+    assert described["versions"]["pillow"] == Image.__version__
+    assert described["cores"] == len(os.sched_getaffinity(0))
