@@ -214,11 +214,12 @@ def run(settings: Settings) -> int:
             print(f"round {number} of {settings.rounds}", file=sys.stderr, flush=True)
     rows = rows_of(rounds)
     settings.out.write_text(
-        json.dumps({**about, "rows": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False) + "\n"
+        json.dumps({**about, "rows": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
     caption = report.caption(about)
     if settings.markdown is not None:
-        settings.markdown.write_text(report.markdown(rows, caption))
+        settings.markdown.write_text(report.markdown(rows, caption), encoding="utf-8")
     print(f"{report.table(rows)}\n\n{caption}\nwritten to {settings.out}")
     return 0
 

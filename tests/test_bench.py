@@ -181,7 +181,7 @@ def test_the_floor_is_the_median_latency_and_the_images_of_all_the_time(
 
 
 def test_a_run_writes_every_row_with_its_rounds_target_and_machine(result: Path) -> None:
-    written = json.loads((result / "bench.json").read_text())
+    written = json.loads((result / "bench.json").read_text(encoding="utf-8"))
     rows = written.pop("rows")
     assert {row["name"]: row["target"] for row in rows if row["target"]} == TARGETS
     for row in rows:
@@ -195,7 +195,7 @@ def test_a_run_writes_every_row_with_its_rounds_target_and_machine(result: Path)
 
 
 def test_the_markdown_of_a_run_has_its_rows_and_says_what_was_measured(result: Path) -> None:
-    text = (result / "bench.md").read_text()
+    text = (result / "bench.md").read_text(encoding="utf-8")
     assert text.count("\n| ") == len(bench.rows_of([a_round()])) + 1
     assert "96 × 96 JPEG q90" in text and "tiny@" in text and "medians of 1 round" in text
 
