@@ -7,9 +7,11 @@ step against torchvision's operation on a single image) and costs two batched ma
 SimCLR, section 3 and appendix A (arXiv 2002.05709): crop and resize, flip, colour jitter, grayscale, blur.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,15 +26,26 @@ class Augmentation:
     size: int = 96  # side of a view in pixels
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a crop keeps
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grayscale: float = 0.2
-    blur: float = 0.5
+    flip: float = 0.5  # probability of a mirrored view
+    jitter: float = 0.8  # probability of colour jitter
+    brightness: float = 0.4  # factor within 1 ± this
+    contrast: float = 0.4  # factor within 1 ± this
+    saturation: float = 0.4  # factor within 1 ± this
+    hue: float = 0.1  # turn within ± this share of the colour circle
+    grayscale: float = 0.2  # probability of a view without colour
+    blur: float = 0.5  # probability of Gaussian blur
     sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, in pixels
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is no probability; give 0 to 1")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale} is no range of shares of the area; give two numbers from 0 to 1")
+        if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:  # where no crop fits, the whole square stands in
+            raise ValueError(f"ratio {self.ratio} does not hold the square; give a number up to 1 and one from 1 on")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue {self.hue} is more than half the colour circle; give 0 to 0.5")
 
 
 class Randomness:
@@ -40,8 +53,8 @@ class Randomness:
 
     def __init__(self, seed: int, step: int, device: torch.device) -> None:
         self.device = device
-        self.here = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-        self.on_cpu = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        self.here = torch.Generator(device).manual_seed(stream_seed(seed, step, 0))
+        self.on_cpu = torch.Generator().manual_seed(stream_seed(seed, step, 1))
 
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(shape, generator=self.here, device=self.device) * (high - low) + low
@@ -53,6 +66,12 @@ class Randomness:
     def permutations(self, count: int, length: int) -> Tensor:
         """(count, length) int64 on the CPU: known there, so that picking rows by it never waits for a GPU."""
         return torch.rand((count, length), generator=self.on_cpu).argsort(dim=1)
+
+
+def stream_seed(*path: int) -> int:
+    """A generator's seed for a path such as (seed, step, stream), so hashed that neither neighbouring seeds nor
+    different uses of one seed share random numbers."""
+    return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0])
 
 
 def view(canvas: Tensor, side: Tensor, aug: Augmentation, random: Randomness) -> Tensor:
@@ -80,8 +99,7 @@ def crop_boxes(side: Tensor, scale: tuple[float, float], ratio: tuple[float, flo
     shape = (CROP_ATTEMPTS, len(side))
     edge = side.float()
     area = random.uniform(shape, *scale) * edge**2
-    low, high = torch.tensor(ratio).log().tolist()
-    aspect = random.uniform(shape, low, high).exp()
+    aspect = random.uniform(shape, math.log(ratio[0]), math.log(ratio[1])).exp()
     width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (width > 0) & (width <= edge) & (height > 0) & (height <= edge)
     first = fits.int().argmax(dim=0, keepdim=True)  # argmax returns the first of equals
@@ -165,7 +183,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     turned = sextant + 6 * shift.view(-1, 1, 1)
-    k = (torch.tensor((5.0, 3.0, 1.0), device=x.device).view(1, 3, 1, 1) + turned[:, None]) % 6
+    n = torch.arange(5, 0, -2, device=x.device)  # made on the device: a copied constant would wait for it
+    k = (n.view(1, 3, 1, 1) + turned[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
@@ -188,7 +207,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    matrix = torch.einsum("nt,tij->nij", kernel, reflected_taps(size, radius).to(x.device))[:, None]
+    matrix = torch.einsum("nt,tij->nij", kernel, reflected_taps(size, radius, x.device))[:, None]
     return matrix @ x @ matrix.transpose(-1, -2)
 
 
@@ -197,11 +216,11 @@ def blur_radius(size: int) -> int:
 
 
 @cache
-def reflected_taps(size: int, radius: int) -> Tensor:
+def reflected_taps(size: int, radius: int, device: torch.device) -> Tensor:
     """(2·radius + 1, size, size): tap t of output pixel i is a one at the pixel that i + t - radius mirrors to."""
     taps = torch.zeros(2 * radius + 1, size, size)
     for tap in range(2 * radius + 1):
         for i in range(size):
             source = abs(i + tap - radius)
             taps[tap, i, source if source < size else 2 * (size - 1) - source] = 1
-    return taps
+    return taps.to(device)
