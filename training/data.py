@@ -4,7 +4,7 @@ Images of different sides share the tensor: each stands in the top left corner o
 beside it. Labels, where a source has them, are not read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -39,15 +39,26 @@ def load_pool(paths: Sequence[str], store: int, device: torch.device, limit: int
 
     store: largest side kept. Encoded images are brought to it; arrays of smaller squares stay as they are.
     """
-    images = chain.from_iterable(squares(source, store) for path in paths for source in unlabeled(Path(path)))
+    left_out = 0
+
+    def name_damaged(name: str, error: ImageError) -> None:
+        nonlocal left_out
+        left_out += 1
+        print(f"left out {name}: {error}", flush=True)
+
+    sources = (source for path in paths for source in unlabeled(Path(path)))
+    images = chain.from_iterable(squares(source, store, name_damaged) for source in sources)
     kept = list(islice(images, limit or None))
+    if left_out:
+        print(f"{left_out} files left out, {len(kept)} images kept", flush=True)
     if not kept:
         raise SystemExit(f"no image could be read from {', '.join(paths)}")
     side = torch.tensor([len(image) for image in kept])
     largest = int(side.max())
     canvas = torch.zeros((len(kept), 3, largest, largest), dtype=torch.uint8)
+    pixels = canvas.numpy()  # shares memory; numpy also reads images that are mapped read-only
     for row, image in enumerate(kept):
-        canvas[row, :, : len(image), : len(image)] = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels[row, :, : len(image), : len(image)] = image.transpose(2, 0, 1)
     return Pool(canvas.to(device), side.to(device))
 
 
@@ -62,16 +73,12 @@ def unlabeled(path: Path) -> Iterator[Source]:
             yield open_source(folder, split)
 
 
-def squares(source: Source, store: int) -> Iterator[np.ndarray]:
-    """(s, s, 3) uint8 images, s at most `store`. What cannot be decoded is named on the terminal and left out."""
+def squares(source: Source, store: int, on_error: Callable[[str, ImageError], None]) -> Iterator[np.ndarray]:
+    """(s, s, 3) uint8 images, s at most `store`. What cannot be decoded goes to `on_error(id, error)`."""
     first = next(iter(source), None)
     if first is not None and isinstance(first.data, np.ndarray):
         height, width, _ = first.data.shape
         if height == width <= store:
             yield from (item.data for item in source if isinstance(item.data, np.ndarray))
             return
-    yield from (pixels for _, pixels, _ in decoded(source, PreprocessSpec(size=store), name_damaged))
-
-
-def name_damaged(name: str, error: ImageError) -> None:
-    print(f"left out {name}: {error}", flush=True)
+    yield from (pixels for _, pixels, _ in decoded(source, PreprocessSpec(size=store), on_error))
