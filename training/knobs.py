@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Knobs = TypeVar("Knobs")
 
@@ -22,7 +22,7 @@ def parse(
     presets: Mapping[str, Knobs] | None = None,
 ) -> Knobs:
     """The knobs that argv asks for: `default`, or the preset it names, with the flags it gives."""
-    chooser = argparse.ArgumentParser(prog=prog, add_help=False)
+    chooser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     if presets:
         chooser.add_argument("--preset", choices=sorted(presets), help="where the defaults below come from")
     chosen, rest = chooser.parse_known_args(argv)
@@ -31,10 +31,15 @@ def parse(
         prog=prog,
         description=about,
         parents=[chooser],
+        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_flags(parser, base, "")
-    return with_flags(base, vars(parser.parse_args(rest)), "")
+    given = vars(parser.parse_args(rest))
+    try:
+        return with_flags(base, given, "")
+    except ValueError as error:  # values that the dataclass refuses
+        parser.error(str(error))
 
 
 def add_flags(parser: argparse.ArgumentParser, knobs: Any, prefix: str) -> None:
@@ -46,6 +51,8 @@ def add_flags(parser: argparse.ArgumentParser, knobs: Any, prefix: str) -> None:
             add_flags(parser, value, f"{prefix}{field.name}-")
         elif kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=note)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), default=value, help=note)
         elif get_origin(kind) is tuple:
             item, *others = get_args(kind)
             count: int | str = "+" if others == [Ellipsis] else 1 + len(others)

@@ -66,16 +66,12 @@ class Monitor:
             )
 
     def draw(self) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
         rows = self.rows()
-        figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-        for axis, (key, title) in zip(axes.flat, PANELS.items(), strict=True):
+        figure = Figure(figsize=(13, 6.5), layout="constrained")
+        for axis, (key, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
             axis.plot([row["images"] for row in rows], [row[key] for row in rows], linewidth=1)
             axis.set(title=title, xlabel="images seen")
             axis.grid(alpha=0.3)
         figure.savefig(self.out / "report.png", dpi=110)
-        pyplot.close(figure)
