@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,70 +22,16 @@ import torch
 from torch import Tensor
 
 from training import knobs
-from training.augment import Augmentation, Randomness
+from training.augment import Randomness, stream_seed
 from training.backbone import Backbone, projection_head
 from training.data import Pool, load_pool
 from training.monitor import Monitor, health
 from training.muon import Muon
 from training.objectives import Step
 from training.objectives.simclr import SimCLR
+from training.recipes import PRESETS, Pretrain
 
-
-@dataclass(frozen=True)
-class Pretrain:
-    data: tuple[str, ...] = ("data",)  # folders, archives, .npy files or STL-10 binary folders
-    out: str = "runs/simclr"  # where the run is kept
-    resume: bool = False  # go on with the run that --out holds, with its own settings
-    check: bool = False  # a short run through every step that says whether all is well
-
-    stem: str = "standard"  # standard: 7×7, stride 2; small: 3×3, stride 1 (four times the work)
-    hidden: int = 1024  # width of the projection head's hidden layer
-    output: int = 128  # width of the projections
-    head_norm: bool = True  # BatchNorm in the projection head
-    temperature: float = 0.1
-    decoupled: bool = True  # DCL: the positive pair leaves the denominator
-
-    optimizer: str = "muon"  # muon: matrices by Muon, biases and BatchNorm by SGD; sgd: everything by SGD
-    lr: float = 0.05  # peak, of the matrices
-    lr_vectors: float = 0.06  # peak, of biases and BatchNorm with muon
-    momentum: float = 0.95
-    weight_decay: float = 0.01  # decoupled with muon, L2 with sgd
-    warmup: float = 0.03  # share of the schedule that the learning rate rises; then a cosine to zero
-    batch: int = 256  # images; each gives two views
-    epochs: int = 100  # length of the schedule…
-    minutes: float = 0.0  # …unless it is given in minutes of training
-
-    view: Augmentation = field(default_factory=Augmentation)
-    store: int = 96  # largest side kept in memory, in pixels; larger images are shrunk and cropped to it once
-    limit: int = 0  # use the first so many images only (0: all)
-    seed: int = 0
-    precision: str = "bf16"  # bf16 autocast, or fp32
-    compile: bool = False  # torch.compile the backbone and the head
-    device: str = "auto"  # cuda where there is one, else cpu
-    log_every: int = 20  # steps
-    checkpoint_minutes: float = 3.0
-
-
-CPU_VIEW = Augmentation(size=48, blur=0.0)
-PRESETS = {
-    # The article's recipe as printed: hot (learning rate 0.5 at batch 256), kept to be compared with.
-    "literal": Pretrain(
-        hidden=2048,
-        output=512,
-        head_norm=False,
-        temperature=0.07,
-        decoupled=False,
-        optimizer="sgd",
-        lr=0.5,
-        momentum=0.9,
-        weight_decay=1e-4,
-        warmup=0.0,
-        batch=256,
-        epochs=100,
-    ),
-    "cpu": Pretrain(view=CPU_VIEW, minutes=60),
-    "gpu": Pretrain(batch=512, hidden=2048, compile=True, view=replace(CPU_VIEW, size=64)),
-}
+DATA_ORDER = 2  # stream of random numbers, beside those of Randomness
 
 
 @dataclass
@@ -99,6 +45,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0  # of training, over all sittings
     images: int = 0  # seen, each counted once however many views it gives
+    made: dict[str, str] = field(default_factory=dict)  # with what, as of the sitting's start
 
 
 def start(config: Pretrain, device: torch.device) -> Run:
@@ -115,15 +62,13 @@ def start(config: Pretrain, device: torch.device) -> Run:
             torch.optim.SGD(vectors, config.lr_vectors, 0.9, fused=fused),
         ]
         peaks = [config.lr, config.lr_vectors]
-    elif config.optimizer == "sgd":
+    else:
         everything = matrices + vectors
         optimizers = [
             torch.optim.SGD(everything, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)
         ]
         peaks = [config.lr]
-    else:
-        raise SystemExit(f"unknown optimizer {config.optimizer!r}; use 'muon' or 'sgd'")
-    return Run(config, model, optimizers, peaks)
+    return Run(config, model, optimizers, peaks, made=made_with(device))
 
 
 def batches(pool: Pool, run: Run) -> Iterator[Tensor]:
@@ -131,7 +76,7 @@ def batches(pool: Pool, run: Run) -> Iterator[Tensor]:
     per_epoch = len(pool) // run.knobs.batch  # the last, short batch is dropped
     while True:
         epoch, position = divmod(run.step, per_epoch)
-        shuffle = torch.Generator().manual_seed(run.knobs.seed * 1_000_003 + epoch)
+        shuffle = torch.Generator().manual_seed(stream_seed(run.knobs.seed, epoch, DATA_ORDER))
         order = torch.randperm(len(pool), generator=shuffle).to(pool.side.device)
         for start in range(position * run.knobs.batch, per_epoch * run.knobs.batch, run.knobs.batch):
             yield order[start : start + run.knobs.batch]
@@ -183,23 +128,20 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
         factor = rate_factor(done, config.warmup)
         result = train_step(run, model, pool, rows, factor)
         logged = run.step % config.log_every == 0 or run.step == 1
-        row = (
-            {"step": run.step, "loss": float(result.loss.detach())} if logged else {}
-        )  # float() waits for the device
+        if logged:
+            loss = float(result.loss.detach())  # waits for the device, so that the clock below is right
+            if not math.isfinite(loss):
+                raise SystemExit(diverged(run, out, f"the loss became {loss}"))
         now = time.monotonic()
         run.seconds, before = run.seconds + now - before, now
         if logged:
             rate = (run.images - mark[1]) / max(run.seconds - mark[0], 1e-9)
             mark = (run.seconds, run.images)
-            row |= {"images": run.images, "seconds": run.seconds, "progress": done, "images_per_second": rate}
-            row |= {"lr": run.peaks[0] * factor} | health(run.model, result)
-            left = run.seconds / done * (1 - done) if done > 0 else float("nan")
+            row = {"step": run.step, "loss": loss, "images": run.images, "seconds": run.seconds, "progress": done}
+            row |= {"images_per_second": rate, "lr": run.peaks[0] * factor} | health(run.model, result)
+            now_done = progress(run, steps)
+            left = run.seconds / now_done * (1 - now_done)
             monitor.log(row, "" if quiet else f"{left / 60:.1f} min left")
-            if not math.isfinite(row["loss"]):
-                raise SystemExit(
-                    f"the loss became {row['loss']} at step {run.step} (learning rate {row['lr']:.3g}); lower --lr, "
-                    f"lengthen --warmup, or raise --temperature. The last checkpoint in {out} is from before."
-                )
         if now - saved > 60 * config.checkpoint_minutes:
             save(run, out)
             monitor.draw()
@@ -208,14 +150,27 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
     monitor.draw()
 
 
+def diverged(run: Run, out: Path, sign: str) -> str:
+    """What to say when training has blown up."""
+    kept = "holds the last good state" if (out / "checkpoint.pt").exists() else "was not written yet"
+    rate = run.optimizers[0].param_groups[0]["lr"]
+    return (
+        f"{sign} at step {run.step} (learning rate {rate:.3g}); lower --lr, lengthen --warmup, or raise "
+        f"--temperature. {out / 'checkpoint.pt'} {kept}."
+    )
+
+
 def save(run: Run, out: Path) -> None:
-    """Write the checkpoint so that a kill at any moment leaves the old one or the new one, whole."""
+    """Write the checkpoint so that a kill at any moment leaves the old one or the new one, whole; and never one
+    of weights that are not finite."""
+    if not all(bool(value.isfinite().all()) for value in run.model.state_dict().values()):
+        raise SystemExit(diverged(run, out, "weights are no longer finite"))
     state: dict[str, Any] = {
         "knobs": json.dumps(asdict(run.knobs)),
         "model": run.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "progress": {"step": run.step, "seconds": run.seconds, "images": run.images},
-        "made": made_with(),
+        "made": run.made,
     }
     fresh = out / "checkpoint.pt.part"
     with fresh.open("wb") as file:
@@ -239,15 +194,38 @@ def resume(out: Path, device: torch.device) -> Run:
     return run
 
 
-def made_with() -> dict[str, str]:
-    """Machine, library and commit, for the record of a run."""
-    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return {
-        "machine": f"{machine}, {platform.machine()}",
-        "torch": str(torch.__version__),
-        "commit": git.stdout.strip(),
-    }
+def made_with(device: torch.device) -> dict[str, str]:
+    """Machine, library and commit of the code that runs, for the record; the commit is empty outside git."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+        "--abbrev=12",
+    ]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # no git on this machine
+        commit = ""
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return {"machine": f"{machine}, {platform.machine()}", "torch": str(torch.__version__), "commit": commit}
+
+
+def refuse_other_settings(asked: Pretrain, run: Run) -> None:
+    """A resumed run keeps its settings; a flag that asks for others would be ignored."""
+    free = {"out", "resume", "check", "device"}  # these say how to go on, not what to train
+    names = [field.name for field in fields(Pretrain) if field.name not in free]
+    default = Pretrain()
+    wishes = {name: getattr(asked, name) for name in names if getattr(asked, name) != getattr(default, name)}
+    for name, wish in wishes.items():
+        if wish != getattr(run.knobs, name):
+            raise SystemExit(
+                f"{asked.out} is a run with {name} {getattr(run.knobs, name)}, not {wish}: --resume goes on with the "
+                "run's own settings; leave the other flags out, or start a new run in another --out"
+            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -255,7 +233,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = knobs.parse(Pretrain(), argv, "akin pretrain", __doc__.splitlines()[0], PRESETS)
+    config = knobs.parse(Pretrain(), argv, "akin pretrain", (__doc__ or "").splitlines()[0], PRESETS)
     device, out = pick_device(config.device), Path(config.out)
     torch.set_float32_matmul_precision("high")  # TF32 where there is no autocast: augmentation and Muon
     if config.check:
@@ -263,7 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (out / "checkpoint.pt").exists() and not config.resume:
         raise SystemExit(f"{out} already holds a run; add --resume to go on with it, or name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    run = resume(out, device) if config.resume else start(config, device)
+    if config.resume:
+        run = resume(out, device)
+        refuse_other_settings(config, run)
+    else:
+        run = start(config, device)
     pool = load_pool(run.knobs.data, run.knobs.store, device, run.knobs.limit)
     print(
         f"{len(pool)} images, {device}, from step {run.step}; {out / 'metrics.jsonl'} grows as it runs",
@@ -279,7 +261,8 @@ def check(config: Pretrain, device: torch.device) -> int:
     config = replace(
         config, check=False, minutes=0, epochs=1, batch=min(config.batch, 32), log_every=1, compile=False
     )
-    pool = load_pool(config.data, config.store, device, limit=8 * config.batch)
+    few = 8 * config.batch
+    pool = load_pool(config.data, config.store, device, limit=min(config.limit or few, few))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         run = start(config, device)
@@ -294,7 +277,7 @@ def check(config: Pretrain, device: torch.device) -> int:
             "the checkpoint brings the weights back": all(
                 torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True)
             ),
-            "the report is drawn": (out / "report.png").stat().st_size > 0,
+            "the report is drawn": (out / "report.png").exists(),
         }
     for finding, well in findings.items():
         print(f"{'ok  ' if well else 'FAIL'} {finding}")
