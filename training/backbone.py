@@ -20,6 +20,7 @@ class Backbone(nn.Module):
         """stem: "standard" is torchvision's 7×7 convolution of stride 2; "small" is a 3×3 one of stride 1, four
         times the work at the same image size, for images of about 64 pixels. Both keep the max pooling."""
         super().__init__()
+        self.stem = stem
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.net = resnet18()

@@ -1,0 +1,73 @@
+"""The model card: what the encoder is, how it came to be, how good it is, and what it is not."""
+
+from typing import Any
+
+from encoder.manifest import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown, from the manifest alone."""
+    story, metrics = manifest.provenance, manifest.metrics
+    return "\n".join(
+        [
+            f"# {manifest.model_id}",
+            "",
+            f"Written by `akin export` from `encoder.json`. ResNet-18, {manifest.dimension}-d unit embeddings of",
+            f"{manifest.preprocess.size}×{manifest.preprocess.size} images, int8 "
+            f"({manifest.artifacts[0].quantization}), with a linear probe for {len(manifest.class_names)} classes:",
+            f"{', '.join(manifest.class_names)}.",
+            "",
+            "## Made how",
+            *(f"- {key.replace('_', ' ')}: {brief(value)}" for key, value in story.items() if key != "recipe"),
+            *(["- recipe: " + brief(story["recipe"])] if "recipe" in story else []),
+            "",
+            "## How good",
+            "Accuracy in percent on STL-10. Strengths were chosen by cross-validation inside the train labels; the",
+            "test split chose nothing.",
+            "",
+            f"- linear probe, cross-validated inside the 5,000 train labels: {metrics['train_cross_validated']}",
+            *test_lines(metrics.get("test")),
+            "",
+            "## int8 against fp32",
+            f"On {metrics['fidelity']['images']} held-out train images:",
+            "",
+            *(f"- {key.replace('_', ' ')}: {value}" for key, value in metrics["fidelity"].items() if key != "images"),
+            "",
+            "## Licence and limits",
+            "- The probe, and the vectors of gallery.npz, come from STL-10's train split, which derives from ImageNet:",
+            "  for research use. For the pretraining images see *data* above.",
+            f"- The label is one of {len(manifest.class_names)} classes, also for a picture of something else.",
+            "  Confidence is a softmax, not a calibrated probability.",
+            "- Not for decisions about people; not examined for bias; not a general-purpose vision encoder.",
+            "",
+        ]
+    )
+
+
+def test_lines(test: dict[str, Any] | None) -> list[str]:
+    if test is None:
+        return ["- test split: not measured"]
+    rows = [("served int8", test["int8"]), ("random weights", test["random"])]
+    return [
+        f"- test split, the logits as served: {test['served_logits']} (the probe on fp32: {test['fp32_logits']})",
+        "",
+        "| test split | linear, all labels | 20-NN | linear, 5% of labels | 20-NN, 5% |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['linear']} | {row['knn20']} | {spread(row['linear_5_percent'])} | "
+            f"{spread(row['knn20_5_percent'])} |"
+            for name, row in rows
+        ),
+    ]
+
+
+def spread(draws: list[float]) -> str:
+    return f"{draws[0]} ± {draws[1]}"
+
+
+def brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {brief(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if type(value) is int and value >= 10_000 else str(value)

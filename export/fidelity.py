@@ -1,0 +1,84 @@
+"""How much of the fp32 model an int8 artifact keeps, and the budget beyond which it is another model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from encoder.session import Embedded
+from training.probe import percent, regression
+
+HELD_OUT = 1000  # train images that calibration does not see
+OVERLAP = 10  # neighbours compared
+
+
+class OverBudget(Exception):
+    """An artifact too far from its fp32 model to carry its name."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    cosine_mean: float = 0.998  # at least
+    probe_loss: float = 0.5  # at most, in points
+    overlap: float = 0.9  # at least, share of common neighbours
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """int8 against fp32 on held-out images."""
+
+    images: int
+    cosine_mean: float
+    cosine_p1: float  # first percentile
+    top1_agreement: float  # percent of images whose largest logit is the same
+    probe_fp32: float  # accuracy in percent of a probe that was fitted on the other images' fp32 vectors
+    probe_int8: float  # the same probe on int8 vectors
+    overlap: float  # share of the 10 nearest neighbours, found by either model in its own gallery, in common
+
+    def check(self, budget: Budget) -> None:
+        found = (
+            ("mean cosine", self.cosine_mean, ">=", budget.cosine_mean),
+            ("probe loss in points", self.probe_fp32 - self.probe_int8, "<=", budget.probe_loss),
+            ("10-NN overlap", self.overlap, ">=", budget.overlap),
+        )
+        broken = [
+            f"{what} is {value:.4f}, the budget is {sign} {limit}"
+            for what, value, sign, limit in found
+            if not (value >= limit if sign == ">=" else value <= limit)
+        ]
+        if broken:
+            raise OverBudget(
+                f"int8 is too far from fp32 on {self.images} held-out images: {'; '.join(broken)}. Nothing was "
+                "written. A well trained encoder stays inside: look for a mistake in its calibration images, or "
+                "give more of them with --calibration."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: round(value, 5) for key, value in asdict(self).items()}
+
+
+def compare(fp32: Embedded, int8: Embedded, labels: np.ndarray, held_out: np.ndarray, strength: float) -> Fidelity:
+    """fp32, int8: outputs for all N train images; labels: (N,); held_out: (N,) bool; strength: the probe's C."""
+    rest = ~held_out
+    cosine = (fp32.vectors[held_out] * int8.vectors[held_out]).sum(axis=1)
+    weight, bias = regression(fp32.vectors[rest], labels[rest], strength)
+
+    def accuracy(vectors: np.ndarray) -> float:
+        return percent(vectors[held_out] @ weight.T + bias, labels[held_out])
+
+    same_top = fp32.logits[held_out].argmax(axis=1) == int8.logits[held_out].argmax(axis=1)
+    return Fidelity(
+        images=int(held_out.sum()),
+        cosine_mean=float(cosine.mean()),
+        cosine_p1=float(np.percentile(cosine, 1)),
+        top1_agreement=100 * float(same_top.mean()),
+        probe_fp32=accuracy(fp32.vectors),
+        probe_int8=accuracy(int8.vectors),
+        overlap=neighbor_overlap(fp32.vectors, int8.vectors, held_out),
+    )
+
+
+def neighbor_overlap(one: np.ndarray, other: np.ndarray, held_out: np.ndarray) -> float:
+    """Mean share of common ids among the nearest neighbours of the held-out rows in the rest, in each space."""
+    nearest = [np.argsort(-(v[held_out] @ v[~held_out].T), axis=1)[:, :OVERLAP] for v in (one, other)]
+    return float(np.mean([len(set(a) & set(b)) / OVERLAP for a, b in zip(*nearest, strict=True)]))

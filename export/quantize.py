@@ -1,0 +1,48 @@
+"""Static int8 in QDQ form, per channel: uint8 activations and int8 weights (U8S8), which is what x86 CPUs are fast
+at: four times faster there than int8 activations, which ARM and TensorRT want (see DESIGN.md)."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+BATCH = 50
+# What is left in float is a rounding error of the time: pixel scaling before the first convolution, and the
+# normalisation and the probe behind the last.
+QUANTIZED = ["Conv", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
+DESCRIPTION = "static QDQ per channel, U8S8"
+
+
+class Batches(CalibrationDataReader):
+    """Feeds images (N, size, size, 3) uint8 to the calibrator."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.rest: Iterator[np.ndarray] = iter(np.array_split(images, max(1, len(images) // BATCH)))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.rest, None)
+        return None if batch is None else {"image": batch}
+
+
+def quantize(fp32: Path, int8: Path, calibration: np.ndarray) -> None:
+    """Reads the graph `fp32`, writes `int8`. calibration: (N, size, size, 3) uint8, real training images."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        logging.getLogger().setLevel(logging.ERROR)
+        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            int8,
+            Batches(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=QUANTIZED,
+        )
+    onnx.checker.check_model(str(int8))
