@@ -39,6 +39,7 @@ from training.probe import fit_probe, percent
 
 BATCH = 100
 GOLDEN_SEEDS = range(8)
+NO_RECIPE = ("data", "out", "resume", "check", "limit", "device")  # knobs that say nothing about the weights
 
 
 @dataclass(frozen=True)
