@@ -20,8 +20,6 @@ serving := .venv/installed-$(serving_lock)
 full := .venv-full/installed-full
 # An unquoted ~ reaches us from shells that expand it only at the start of a word.
 images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
-# Images of one's own get a gallery of their own; the default one begins with the seed in model_store.
-gallery := var/gallery$(if $(images),-$(firstword $(shell { cd "$(images)" && pwd -P || echo "$(images)"; } 2>/dev/null | cksum)))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
@@ -39,11 +37,10 @@ $(full): requirements/full.txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv-full $<
 
 serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1
-	@$(if $(images),.venv/bin/akin index add --gallery $(gallery) "$(images)")
-	@exec .venv/bin/akin serve --port $(PORT) --gallery $(gallery) $(ARGS)
+	@exec .venv/bin/akin serve --port $(PORT) $(if $(images),--images "$(images)") $(ARGS)
 
-index: $(serving) ## add what is new in a folder, also beside its running server: IMAGES=folder
-	@exec .venv/bin/akin index add --gallery $(gallery) "$(or $(images),$(error make index needs IMAGES=folder))"
+index: $(serving) ## add a folder's new images to the gallery, also while it is served: IMAGES=folder
+	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)
 
 train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA=folder
 	@exec .venv-full/bin/akin pretrain \
@@ -56,7 +53,7 @@ export: $(full) ## the trained encoder into model_store: ONNX, int8, manifest, c
 	@exec .venv-full/bin/akin export $(ARGS)
 
 bench: $(serving) $(full) ## measure the server against its in-process floor
-	@exec .venv-full/bin/python -m load_tests.bench $(ARGS)
+	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)
 
 test: $(serving) lint ## lint, types and the tests, in under ten minutes
 	.venv-full/bin/python -m pytest $(ARGS)

@@ -266,20 +266,15 @@ def test_a_real_environment_runs_akin_from_any_folder(checkout: Checkout, tmp_pa
     assert done.stdout.startswith("usage: akin VERB")
 
 
-def test_images_of_ones_own_get_a_gallery_of_their_own(checkout: Checkout) -> None:
+def test_serve_hands_the_folder_of_images_to_akin(checkout: Checkout) -> None:
     checkout.add_python("python3", "3.11")
     checkout.make("setup")
     (checkout.folder / "My Pictures").mkdir()
     akin = checkout.folder / ".venv/bin/akin"
     akin.write_text('#!/bin/sh\nfor argument; do printf "[%s]" "$argument"; done\necho\n')
-    own = checkout.make("serve", "IMAGES=My Pictures", "PORT=1").output.splitlines()
-    same = checkout.make("serve", f"IMAGES={checkout.folder}/My Pictures/", "PORT=1").output.splitlines()
-    gallery = own[0].split("]")[3].removeprefix("[")
-    assert re.fullmatch(r"var/gallery-\d+", gallery)
-    assert own[0] == f"[index][add][--gallery][{gallery}][My Pictures]"
-    assert own[1] == f"[serve][--port][1][--gallery][{gallery}]"
-    assert same[1] == own[1]
-    assert checkout.make("serve").output == "[serve][--port][8080][--gallery][var/gallery]\n"
+    own = checkout.make("serve", "IMAGES=My Pictures", "PORT=1").output
+    assert own == "[serve][--port][1][--images][My Pictures]\n"
+    assert checkout.make("serve").output == "[serve][--port][8080]\n"
 
 
 def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(checkout: Checkout) -> None:
