@@ -69,5 +69,14 @@ PRESETS = {
         epochs=100,
     ),
     "cpu": Pretrain(view=CPU_VIEW, minutes=60),
-    "gpu": Pretrain(batch=512, hidden=2048, compile=True, view=replace(CPU_VIEW, size=64)),
+    # The shipped encoder's, on one H100: 24,000 images a second, twenty million seen.
+    "gpu": Pretrain(
+        stem="small",
+        batch=1024,
+        hidden=2048,
+        minutes=14.5,
+        compile=True,
+        log_every=50,
+        view=replace(CPU_VIEW, size=64),
+    ),
 }

@@ -1,8 +1,8 @@
-"""The self-supervised objectives, one short file a method, behind one small protocol that `pretrain` drives."""
+"""The self-supervised objectives, one short file a method: a module that owns the backbone and maps views to a Step."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Step(NamedTuple):
@@ -11,15 +11,3 @@ class Step(NamedTuple):
     loss: Tensor
     features: Tensor  # (2N, 512), before the head
     projections: Tensor  # (2N, d), after it, not normalised
-
-
-class Objective(Protocol):
-    """A module that owns the backbone and whatever else the method trains."""
-
-    backbone: nn.Module
-
-    def __call__(self, views: Tensor) -> Step:
-        """views: (2N, 3, S, S) in [0, 1]; rows n and N + n are two views of image n."""
-        ...
-
-    def parameters(self) -> object: ...
