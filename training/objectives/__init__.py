@@ -1,4 +1,4 @@
-"""The self-supervised objectives, one short file a method: a module that owns the backbone and maps views to a Step."""
+"""The self-supervised objectives, one short file a method: modules that own the backbone and map views to a Step."""
 
 from typing import NamedTuple
 
