@@ -7,8 +7,9 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from handlers.exchange import Front, Receive, Scope, Send, internal_error
 from handlers.openapi import PREDICTIONS
-from handlers.predictions import PREFIX, Front, Receive, Scope, Send, internal_error, predict
+from handlers.predictions import PREFIX, predict
 from handlers.service import RequestError, error_json, to_json
 
 ENDPOINTS = {

@@ -25,8 +25,9 @@ from encoder.manifest import ManifestError
 from encoder.session import ArtifactError, Encoder
 from handlers.admission import Admission
 from handlers.app import build_app
+from handlers.exchange import Front
 from handlers.metrics import Metrics
-from handlers.predictions import PREFIX, Front
+from handlers.predictions import PREFIX
 from handlers.service import Service
 from images.sources import SourceError, open_source
 from index.build import add_images

@@ -13,8 +13,8 @@ from encoder.manifest import Manifest
 from encoder.session import Encoder
 from handlers.admission import Admission
 from handlers.app import build_app
+from handlers.exchange import Front
 from handlers.metrics import Metrics
-from handlers.predictions import Front
 from handlers.service import Options, Service
 from tests.serving import JPEG, PATH, assert_refused, samples
 

@@ -1,0 +1,181 @@
+"""One request on a plain ASGI route: its body read within a cap, one answer whatever comes.
+
+The event loop reads the body and writes the answer; what lies between is the route's, in a worker thread.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from handlers.admission import Admission, QueueFull
+from handlers.metrics import Metrics
+from handlers.service import RequestError, Service
+from images.decode import ImageError
+
+DRAIN_BYTES = 64 << 20
+DRAIN_SECONDS = 5.0
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = dict[bytes, bytes]
+Refusal = RequestError | ImageError
+
+log = logging.getLogger("akin")
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was whole; nobody is left to answer."""
+
+
+class BodyTooLarge(RequestError):
+    """The body exceeds the cap, and the rest of it is still on its way."""
+
+    def __init__(self, size: str, limit: int) -> None:
+        super().__init__(
+            413, f"the body has {size} bytes; the limit is {limit}: send a smaller image, or fewer in one request"
+        )
+
+
+@dataclass
+class Front:
+    """What the routes share. `service` is None until the golden vectors have passed."""
+
+    name: str
+    admission: Admission
+    metrics: Metrics
+    service: Service | None = None
+
+    def ready_service(self) -> Service:
+        """The service, or a 503 for those who come too early."""
+        if self.service is None:
+            raise RequestError(503, "the encoder is still loading; /readyz tells when to send again")
+        return self.service
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What sets one route apart from another."""
+
+    methods: tuple[str, ...]
+    max_bytes: int  # of a body
+    answer: Callable[[Front, Scope, Headers, bytes], Awaitable[bytes]]  # a whole body to the JSON of its answer
+    error_json: Callable[[Refusal], bytes]
+
+
+async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request that counts as a prediction."""
+    headers: Headers = dict(scope["headers"])
+    try:
+        body = await _read_body(headers, receive, route.max_bytes)
+        started = perf_counter()
+        check_method(scope, route.methods)
+        payload = await route.answer(front, scope, headers, body)
+        front.metrics.observe("total", perf_counter() - started)
+    except ClientGone:
+        return
+    except Exception as error:
+        refusal = _refusal(front, error)
+        front.metrics.answered(refusal.status)
+        await send_refusal(route, refusal, receive, send)
+    else:
+        front.metrics.answered(200)
+        await send_json(send, 200, payload)
+
+
+def check_method(scope: Scope, methods: tuple[str, ...]) -> None:
+    """Refuse any other method."""
+    if scope["method"] not in methods:
+        raise RequestError(405, f"{scope['method']} is not for {scope['path'][:80]}; use {' or '.join(methods)}")
+
+
+async def send_refusal(route: Route, refusal: Refusal, receive: Receive, send: Send) -> None:
+    """Answer with an error, and let a body that is too large end first."""
+    headers = []
+    if refusal.status == 405:
+        headers.append((b"allow", ", ".join(route.methods).encode()))
+    if refusal.status == 503:
+        headers.append((b"retry-after", b"1"))
+    unread = isinstance(refusal, BodyTooLarge)
+    if unread:
+        headers.append((b"connection", b"close"))
+    await send_json(send, refusal.status, route.error_json(refusal), headers, more_body=unread)
+    if unread:
+        await _drain(receive)
+        await send({"type": "http.response.body"})
+
+
+async def send_json(
+    send: Send,
+    status: int,
+    payload: bytes,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    more_body: bool = False,
+) -> None:
+    """Send a response whose body is `payload`; with `more_body` its end is left to the caller."""
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload)), *(headers or ())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": payload, "more_body": more_body})
+
+
+def internal_error(error: Exception) -> str:
+    """Write an unexpected exception to the log; what the client is told instead."""
+    request_id = uuid4().hex[:12]
+    log.error("request %s failed", request_id, exc_info=error)
+    return f"internal error; the server's log has it as request {request_id}"
+
+
+def _refusal(front: Front, error: Exception) -> Refusal:
+    if isinstance(error, RequestError | ImageError):
+        return error
+    if isinstance(error, QueueFull):
+        front.metrics.rejected.inc()
+        return RequestError(503, f"{front.admission.capacity} requests wait already; send again in a second")
+    return RequestError(500, internal_error(error))
+
+
+async def _read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes; a declared length over it is refused before anything is read."""
+    declared = headers.get(b"content-length", b"0")
+    if int(declared) > limit:
+        raise BodyTooLarge(declared.decode(), limit)
+    message = await _next_chunk(receive)
+    if not message["more_body"]:
+        return message["body"]
+    body = bytearray(message["body"])
+    while message["more_body"]:
+        message = await _next_chunk(receive)
+        body += message["body"]
+        if len(body) > limit:
+            raise BodyTooLarge(f"more than {limit}", limit)
+    return bytes(body)
+
+
+async def _next_chunk(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
+
+
+async def _drain(receive: Receive) -> None:
+    """Swallow what is still coming, within bounds.
+
+    Closing on unread bytes resets the connection, and a client that is still sending would see the
+    reset in place of its answer.
+    """
+    drained = 0
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while drained < DRAIN_BYTES:
+                message = await _next_chunk(receive)
+                drained += len(message["body"])
+                if not message["more_body"]:
+                    return
+    except (ClientGone, TimeoutError):
+        return
