@@ -6,7 +6,7 @@
 
 PORT ?= 8080
 IMAGES ?=
-PRESET ?=
+PRESET ?= cpu
 MINUTES ?=
 DATA ?=
 ARGS ?=
