@@ -1,4 +1,4 @@
-"""The ASGI application: predictions straight to their function, everything else through FastAPI."""
+"""The ASGI application: what embeds images straight to its route, everything else through FastAPI."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,13 +7,16 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from handlers.exchange import Front, Receive, Scope, Send, internal_error
-from handlers.openapi import PREDICTIONS
-from handlers.predictions import PREFIX, predict
+from handlers import openai
+from handlers.exchange import Front, Receive, Route, Scope, Send, exchange, internal_error
+from handlers.openapi import PATHS
+from handlers.predictions import PREDICTIONS, PREFIX
 from handlers.service import RequestError, error_json, to_json
 
 ENDPOINTS = {
     "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
+    "POST /v1/embeddings": "images to embeddings, as OpenAI's clients ask for them",
+    "GET /v1/models": "the model, as OpenAI's clients ask for it",
     "GET /healthz": "the process is alive",
     "GET /readyz": "the golden vectors have passed: predictions are answered",
     "GET /metrics": "latency by stage, requests, queue depth, for Prometheus",
@@ -22,11 +25,11 @@ ENDPOINTS = {
 
 
 class _Documented(FastAPI):
-    """FastAPI whose schema also shows the path that is served in front of it."""
+    """FastAPI whose schema also shows the paths that are served in front of it."""
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema["paths"].update(PREDICTIONS)
+        schema["paths"].update(PATHS)
         return schema
 
 
@@ -35,12 +38,18 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
     pages = _build_pages(front)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
-            await predict(front, scope, receive, send)
+        route = _route_for(scope["path"]) if scope["type"] == "http" else None
+        if route is not None:
+            await exchange(front, route, scope, receive, send)
         else:
             await pages(scope, receive, send)
 
     return app
+
+
+def _route_for(path: str) -> Route | None:
+    """The plain route that a path has, if it has one."""
+    return PREDICTIONS if path.startswith(PREFIX) else openai.route_for(path)
 
 
 def _build_pages(front: Front) -> FastAPI:

@@ -66,61 +66,43 @@ class Route:
     max_bytes: int  # of a body
     answer: Callable[[Front, Scope, Headers, bytes], Awaitable[bytes]]  # a whole body to the JSON of its answer
     error_json: Callable[[Refusal], bytes]
+    counted: bool = True  # as a prediction, in the metrics
 
 
 async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request that counts as a prediction."""
+    """Answer one request, whatever comes."""
     headers: Headers = dict(scope["headers"])
+    refusal: Refusal | None = None
     try:
         body = await _read_body(headers, receive, route.max_bytes)
         started = perf_counter()
-        check_method(scope, route.methods)
+        if scope["method"] not in route.methods:
+            raise _wrong_method(scope, route)
         payload = await route.answer(front, scope, headers, body)
-        front.metrics.observe("total", perf_counter() - started)
+        if route.counted:
+            front.metrics.observe("total", perf_counter() - started)
     except ClientGone:
         return
     except Exception as error:
         refusal = _refusal(front, error)
-        front.metrics.answered(refusal.status)
-        await send_refusal(route, refusal, receive, send)
-    else:
-        front.metrics.answered(200)
-        await send_json(send, 200, payload)
+        payload = route.error_json(refusal)
+    status = refusal.status if refusal else 200
+    if route.counted:
+        front.metrics.answered(status)
 
-
-def check_method(scope: Scope, methods: tuple[str, ...]) -> None:
-    """Refuse any other method."""
-    if scope["method"] not in methods:
-        raise RequestError(405, f"{scope['method']} is not for {scope['path'][:80]}; use {' or '.join(methods)}")
-
-
-async def send_refusal(route: Route, refusal: Refusal, receive: Receive, send: Send) -> None:
-    """Answer with an error, and let a body that is too large end first."""
-    headers = []
-    if refusal.status == 405:
-        headers.append((b"allow", ", ".join(route.methods).encode()))
-    if refusal.status == 503:
-        headers.append((b"retry-after", b"1"))
     unread = isinstance(refusal, BodyTooLarge)
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
+    if status == 405:
+        head.append((b"allow", ", ".join(route.methods).encode()))
+    elif status == 503:
+        head.append((b"retry-after", b"1"))
     if unread:
-        headers.append((b"connection", b"close"))
-    await send_json(send, refusal.status, route.error_json(refusal), headers, more_body=unread)
+        head.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": payload, "more_body": unread})
     if unread:
         await _drain(receive)
         await send({"type": "http.response.body"})
-
-
-async def send_json(
-    send: Send,
-    status: int,
-    payload: bytes,
-    headers: list[tuple[bytes, bytes]] | None = None,
-    more_body: bool = False,
-) -> None:
-    """Send a response whose body is `payload`; with `more_body` its end is left to the caller."""
-    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload)), *(headers or ())]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": payload, "more_body": more_body})
 
 
 def internal_error(error: Exception) -> str:
@@ -128,6 +110,11 @@ def internal_error(error: Exception) -> str:
     request_id = uuid4().hex[:12]
     log.error("request %s failed", request_id, exc_info=error)
     return f"internal error; the server's log has it as request {request_id}"
+
+
+def _wrong_method(scope: Scope, route: Route) -> RequestError:
+    reason = f"{scope['method']} is not for {scope['path'][:80]}; use {' or '.join(route.methods)}"
+    return RequestError(405, reason)
 
 
 def _refusal(front: Front, error: Exception) -> Refusal:

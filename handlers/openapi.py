@@ -1,7 +1,8 @@
-"""`POST /predictions/{name}` as /docs shows it: served in front of FastAPI, so described by hand."""
+"""Predictions and OpenAI's endpoints as /docs shows them: served in front of FastAPI, so described by hand."""
 
 from typing import Any
 
+from handlers.openai import EMBEDDINGS_PATH, MAX_INPUTS, MODELS_PATH
 from handlers.service import FIELDS, MAX_K
 
 _K = {"type": "integer", "minimum": 0, "maximum": MAX_K, "default": 0}
@@ -50,7 +51,62 @@ _ANSWER = {
 }
 _ERROR = {"type": "object", "properties": {"status": {"type": "integer"}, "error": {"type": "string"}}}
 
-PREDICTIONS: dict[str, Any] = {
+_OPENAI_ERROR = {
+    "type": "object",
+    "properties": {
+        "message": {"type": "string"},
+        "type": {"type": "string"},
+        "param": {"type": "string", "nullable": True},
+        "code": {"type": "string", "nullable": True},
+    },
+}
+_REFUSED = {"type": "object", "properties": {"error": _OPENAI_ERROR}}
+_OPENAI_ERRORS = {"default": _json("OpenAI's error object; statuses as those of predictions", _REFUSED)}
+_IMAGE = {"type": "string", "example": "data:image/jpeg;base64,..."}
+_EMBEDDINGS_REQUEST = {
+    "type": "object",
+    "required": ["input", "model"],
+    "properties": {
+        "input": {"oneOf": [_IMAGE, {"type": "array", "items": _IMAGE, "minItems": 1, "maxItems": MAX_INPUTS}]},
+        "model": {"type": "string", "example": "encoder"},
+        "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+        "dimensions": {"type": "integer", "description": "the model's own, or left out"},
+        "user": {"type": "string", "description": "ignored"},
+    },
+}
+_EMBEDDING = {
+    "type": "object",
+    "properties": {
+        "object": {"type": "string"},
+        "index": {"type": "integer"},
+        "embedding": {
+            "oneOf": [_NUMBERS, {"type": "string", "description": "base64 of little-endian float32"}],
+            "nullable": True,
+        },
+        "error": _OPENAI_ERROR | {"description": "only where embedding is null"},
+    },
+}
+_EMBEDDINGS = {
+    "type": "object",
+    "properties": {
+        "object": {"type": "string"},
+        "data": {"type": "array", "items": _EMBEDDING},
+        "model": {"type": "string"},
+        "usage": {"type": "object", "description": "zeros: images have no tokens"},
+    },
+}
+_MODEL = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string"},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+    },
+}
+_MODELS = {"type": "object", "properties": {"object": {"type": "string"}, "data": {"type": "array", "items": _MODEL}}}
+
+PATHS: dict[str, Any] = {
     "/predictions/{name}": {
         "post": {
             "summary": "Embedding, logits, label and neighbours of an image",
@@ -82,5 +138,27 @@ PREDICTIONS: dict[str, Any] = {
                 **{status: _json(reason, _ERROR) for status, reason in _ERRORS.items()},
             },
         }
-    }
+    },
+    EMBEDDINGS_PATH: {
+        "post": {
+            "summary": "Embeddings of images, as OpenAI's clients ask for them",
+            "description": "Images as data URIs or bare base64. Where some of several images are bad, their entries "
+            "have a null `embedding` and an `error`; where all are, the request fails.",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _EMBEDDINGS_REQUEST}}},
+            "responses": {"200": _json("An entry for each input, in order", _EMBEDDINGS), **_OPENAI_ERRORS},
+        }
+    },
+    MODELS_PATH: {
+        "get": {
+            "summary": "The model, as OpenAI's clients ask for it",
+            "responses": {"200": _json("A list of one", _MODELS), **_OPENAI_ERRORS},
+        }
+    },
+    f"{MODELS_PATH}/{{name}}": {
+        "get": {
+            "summary": "The model by its name or id",
+            "parameters": [_parameter("name", "path", {"type": "string"}, "name or id") | {"required": True}],
+            "responses": {"200": _json("The model", _MODEL), **_OPENAI_ERRORS},
+        }
+    },
 }

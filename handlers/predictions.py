@@ -3,7 +3,7 @@
 from functools import partial
 from urllib.parse import parse_qsl
 
-from handlers.exchange import Front, Headers, Receive, Refusal, Route, Scope, Send, exchange
+from handlers.exchange import Front, Headers, Refusal, Route, Scope
 from handlers.multipart import OPTION_NAMES, parse_multipart
 from handlers.service import Options, RequestError, Service, batch_json, error_json, to_json
 from images.decode import MAX_BYTES
@@ -12,11 +12,6 @@ PREFIX = "/predictions/"
 # curl calls --data-binary a urlencoded form unless told otherwise; what the bytes are, decode finds out.
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 OPTION_HEADERS = {name: f"akin-{name}".encode() for name in OPTION_NAMES}
-
-
-async def predict(front: Front, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one prediction, whatever comes."""
-    await exchange(front, _ROUTE, scope, receive, send)
 
 
 async def _answer(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
@@ -30,10 +25,6 @@ async def _answer(front: Front, scope: Scope, headers: Headers, body: bytes) -> 
 
 def _error_json(refusal: Refusal) -> bytes:
     return error_json(refusal.status, refusal.reason)
-
-
-# PUT is what `curl -T photo.jpg` sends.
-_ROUTE = Route(methods=("POST", "PUT"), max_bytes=MAX_BYTES, answer=_answer, error_json=_error_json)
 
 
 def _work(service: Service, headers: Headers, query: bytes, body: bytes) -> bytes:
@@ -62,3 +53,7 @@ def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
     if query:
         given |= parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     return Options.parse(given.get("k"), given.get("fields"))
+
+
+# PUT is what `curl -T photo.jpg` sends.
+PREDICTIONS = Route(methods=("POST", "PUT"), max_bytes=MAX_BYTES, answer=_answer, error_json=_error_json)
