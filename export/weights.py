@@ -18,7 +18,7 @@ def half_precision(backbone: Backbone) -> Backbone:
     return backbone
 
 
-def write_weights(path: Path, backbone: Backbone, probe: nn.Linear, stem: str) -> None:
+def write_weights(path: Path, backbone: Backbone, probe: nn.Linear) -> None:
     """Deterministic: the same weights give the same bytes, hence the same model digest."""
     state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     state |= {f"probe.{name}": value for name, value in probe.state_dict().items()}
@@ -27,4 +27,4 @@ def write_weights(path: Path, backbone: Backbone, probe: nn.Linear, stem: str) -
         for name, value in state.items()
         if value.is_floating_point()
     }
-    save_file(tensors, path, metadata={"stem": stem})
+    save_file(tensors, path, metadata={"stem": backbone.stem})

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,19 +44,34 @@ class Evaluate:
     out: str = ""  # JSON file to write
 
 
+class Split(NamedTuple):
+    """A labelled split of STL-10 as the encoder sees it."""
+
+    images: np.ndarray  # (N, size, size, 3) uint8
+    labels: np.ndarray  # (N,) int64, from 0
+
+
+def read_split(data: Path, split: str, size: int) -> Split:
+    """`train` or `test`. Pixels come from images.decode, as in the server, so both see the same bytes."""
+    rows = list(decoded(open_source(data, split), PreprocessSpec(size=size), on_error=refuse))
+    labels = [row.label for row in rows if row.label is not None]
+    if not rows or len(labels) < len(rows):
+        raise SystemExit(
+            f"{data}: {len(rows) - len(labels)} of {len(rows)} {split} images have no label; zip files need "
+            "class_names.txt beside them and names like 00042.7.webp"
+        )
+    return Split(np.stack([row.pixels for row in rows]), np.array(labels))
+
+
+def embed_images(embed: Embed, images: np.ndarray) -> np.ndarray:
+    """(N, D) float32 unit vectors of images (N, size, size, 3) uint8, a batch at a time."""
+    return np.concatenate([embed(images[row : row + BATCH]) for row in range(0, len(images), BATCH)])
+
+
 def embed_split(embed: Embed, data: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit embeddings (N, D) float32 and labels (N,) of an STL-10 split. Pixels come from images.decode, as in
-    the server, so both see the same bytes."""
-    vectors, labels, batch = [], [], []
-    for _, pixels, label in decoded(open_source(data, split), PreprocessSpec(size=size), on_error=refuse):
-        batch.append(pixels)
-        labels.append(label)
-        if len(batch) == BATCH:
-            vectors.append(embed(np.stack(batch)))
-            batch = []
-    if batch:
-        vectors.append(embed(np.stack(batch)))
-    return np.concatenate(vectors), np.array(labels)
+    """Unit embeddings (N, D) float32 and labels (N,) of an STL-10 split."""
+    images, labels = read_split(data, split, size)
+    return embed_images(embed, images), labels
 
 
 def refuse(name: str, error: ImageError) -> None:
