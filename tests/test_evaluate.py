@@ -177,7 +177,7 @@ def test_weights_that_lack_a_layer_are_refused_by_its_name(checkpoint: Path, tmp
 
 
 def test_missing_weights_are_refused_with_the_way_out() -> None:
-    with pytest.raises(SystemExit, match="no weights at nowhere.pt; train some with `akin pretrain`"):
+    with pytest.raises(SystemExit, match=r"no weights at nowhere\.pt; train some with `akin pretrain`"):
         load_backbone("nowhere.pt")
 
 
