@@ -9,6 +9,9 @@ IMAGES ?=
 PRESET ?= cpu
 MINUTES ?=
 DATA ?=
+RUNTIME ?= onnx
+WORKERS ?=
+TOKEN_AUTH ?=
 ARGS ?=
 PYTHON ?=
 GPU ?= $(if $(wildcard .venv/installed-serve-gpu),1,0)
@@ -23,7 +26,7 @@ images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full serve index train evaluate export bench test test-long lint clean distclean
+.PHONY: help setup setup-full serve index train evaluate export torchserve bench test test-long lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +54,12 @@ evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder
 
 export: $(full) ## the trained encoder into model_store: ONNX, int8, manifest, cards
 	@exec .venv-full/bin/akin export $(ARGS)
+
+torchserve: $(full) ## answer with TorchServe: PORT=8080 WORKERS=2 TOKEN_AUTH=1
+	@$(if $(filter-out onnx,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is not there yet; there is onnx))
+	@.venv-full/bin/akin archive
+	@exec .venv-full/bin/akin torchserve --port $(PORT) $(call option,WORKERS,workers) \
+		$(if $(filter 1,$(TOKEN_AUTH)),--token-auth) $(ARGS)
 
 bench: $(serving) $(full) ## measure the server against its in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)

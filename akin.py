@@ -124,10 +124,12 @@ VERBS = {
     "pretrain": Verb(main_of("training.pretrain"), "train an encoder on images without labels", FULL),
     "evaluate": Verb(main_of("training.evaluate"), "linear probe and nearest neighbours on STL-10", FULL),
     "export": Verb(main_of("export.__main__"), "write model_store/: ONNX, int8, manifest, cards", FULL),
+    "archive": Verb(main_of("export.archive"), "pack the encoder for TorchServe: var/encoder.mar", FULL),
     "info": Verb(info, "what the model in model_store/ is, and its measured quality"),
     "embed": Verb(embed, "answer for image files as the server would, without one"),
     "index": Verb(main_of("index.__main__"), "add, remove and search images in the gallery"),
     "serve": Verb(main_of("handlers.native"), "answer over HTTP"),
+    "torchserve": Verb(main_of("handlers.torchserve.run"), "answer over HTTP with TorchServe", FULL),
 }
 
 
