@@ -12,6 +12,11 @@ DATA ?=
 RUNTIME ?= onnx
 WORKERS ?=
 TOKEN_AUTH ?=
+URL ?=
+FRONT ?=
+SLO_MS ?=
+USERS ?=
+SECONDS ?=
 ARGS ?=
 PYTHON ?=
 GPU ?= $(if $(wildcard .venv/installed-serve-gpu),1,0)
@@ -26,7 +31,7 @@ images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full serve index train evaluate export torchserve bench test test-long lint clean distclean
+.PHONY: help setup setup-full serve index train evaluate export torchserve bench load-test test test-long lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +68,11 @@ torchserve: $(full) ## answer with TorchServe: PORT=8080 WORKERS=2 TOKEN_AUTH=1
 
 bench: $(serving) $(full) ## measure the server against its in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)
+
+load-test: $(if $(URL),,$(serving)) $(full) ## hold p50 under load to SLO_MS=20: FRONT=native USERS=4 SECONDS=30 or URL=
+	@exec .venv-full/bin/python -m load_tests.slo $(call option,URL,url) $(call option,FRONT,front) \
+		$(call option,SLO_MS,slo-ms) $(call option,USERS,users) $(call option,SECONDS,seconds) \
+		$(if $(images),--images "$(images)") $(ARGS)
 
 test: $(serving) lint ## lint, types and the tests, in under ten minutes
 	.venv-full/bin/python -m pytest $(ARGS)

@@ -1,4 +1,4 @@
-"""What a number was measured on: CPU, commit, date, versions."""
+"""What a number was measured on: CPU, GPU, commit, date, versions."""
 
 import json
 import os
@@ -36,11 +36,22 @@ def describe(python: Path) -> dict[str, Any]:
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+        "gpus": gpus(),
         "system": platform.platform(),
         # Above zero before anything was measured: others use these cores too.
         "load_average": round(os.getloadavg()[0], 2),
         "versions": _versions(python),
     }
+
+
+def gpus() -> list[str]:
+    """What nvidia-smi lists, such as "Tesla T4, 15360 MiB, 550.54.15": name, memory, driver."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return done.stdout.strip().splitlines()
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -53,8 +53,13 @@ class Server:
 
 
 @contextmanager
-def running(command: Sequence[str], folder: Path) -> Iterator[Server]:
-    """`command --port PORT` started in `folder`, where its var/ goes, and ended with the block, whatever ends it."""
+def running(
+    command: Sequence[str], folder: Path, is_ready: Callable[[int, Path], bool] | None = None
+) -> Iterator[Server]:
+    """`command --port PORT` started in `folder`, where its var/ goes, and ended with the block, whatever ends it.
+
+    `is_ready` is asked with the port and the file that the server prints to; left out, /readyz is.
+    """
     port = _free_port()
     log_file = folder / "server.log"
     with log_file.open("wb") as log:
@@ -67,7 +72,7 @@ def running(command: Sequence[str], folder: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
         )
         try:
-            while not _ready(port):
+            while not (is_ready(port, log_file) if is_ready else _ready(port)):
                 if process.poll() is not None or perf_counter() - started > PATIENCE_SECONDS:
                     raise ServerError(f"{' '.join(command)} did not become ready")
                 sleep(POLL_SECONDS)
