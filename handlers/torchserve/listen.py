@@ -48,6 +48,8 @@ def _try_all(host: str, first: int) -> None:
 
 def _resolve(host: str) -> str:
     try:
-        return socket.gethostbyname(host)
-    except (OSError, UnicodeError) as error:
-        raise ListenError(f"--host {host!r} is no IPv4 address or name of one; TorchServe takes no other") from error
+        if host:  # the empty name would stand for every address
+            return socket.gethostbyname(host)
+    except (OSError, UnicodeError):
+        pass
+    raise ListenError(f"--host {host!r} is no IPv4 address or name of one; TorchServe takes no other")

@@ -128,10 +128,13 @@ def archived_manifest(archive: Path) -> Manifest:
 
 
 def bearer(keys: Path | None) -> dict[str, str]:
-    """The header that a prediction needs; none before TorchServe has written its keys."""
-    if keys is None or not keys.exists():
+    """The header that a prediction needs; none before TorchServe has written all of its keys."""
+    if keys is None:
         return {}
-    return {"authorization": f"Bearer {json.loads(keys.read_bytes())['inference']['key']}"}
+    try:
+        return {"authorization": f"Bearer {json.loads(keys.read_bytes())['inference']['key']}"}
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def announcement(settings: Settings, manifest: Manifest, url: str, port: int, keys: Path | None) -> str:
