@@ -63,6 +63,7 @@ class Admission:
         for job in iter(self._jobs.get, None):
             if not job.future.cancelled():
                 _run(job)
+            del job  # and with it the request's body, which would stay until the next one
 
 
 def _run(job: _Job) -> None:
@@ -74,6 +75,8 @@ def _run(job: _Job) -> None:
         error = caught
     with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for this job
         job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
+    # The error's traceback holds this frame: a cycle, and the request's body would wait for the garbage collector.
+    del job, error
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:

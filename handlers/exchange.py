@@ -72,7 +72,7 @@ class Route:
 async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request, whatever comes."""
     headers: Headers = dict(scope["headers"])
-    refusal: Refusal | None = None
+    status, unread = 200, False
     try:
         body = await _read_body(headers, receive, route.max_bytes)
         started = perf_counter()
@@ -84,13 +84,12 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
     except ClientGone:
         return
     except Exception as error:
-        refusal = _refusal(front, error)
-        payload = route.error_json(refusal)
-    status = refusal.status if refusal else 200
+        # Not kept beyond this block: its traceback holds this frame, and so the body.
+        status, payload = _refuse(front, route, error)
+        unread = isinstance(error, BodyTooLarge)
     if route.counted:
         front.metrics.answered(status)
 
-    unread = isinstance(refusal, BodyTooLarge)
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
     if status == 405:
         head.append((b"allow", ", ".join(route.methods).encode()))
@@ -117,13 +116,14 @@ def _wrong_method(scope: Scope, route: Route) -> RequestError:
     return RequestError(405, reason)
 
 
-def _refusal(front: Front, error: Exception) -> Refusal:
-    if isinstance(error, RequestError | ImageError):
-        return error
+def _refuse(front: Front, route: Route, error: Exception) -> tuple[int, bytes]:
+    """Status and body of the answer to a request that ended in `error`."""
     if isinstance(error, QueueFull):
         front.metrics.rejected.inc()
-        return RequestError(503, f"{front.admission.capacity} requests wait already; send again in a second")
-    return RequestError(500, internal_error(error))
+        error = RequestError(503, f"{front.admission.capacity} requests wait already; send again in a second")
+    elif not isinstance(error, RequestError | ImageError):
+        error = RequestError(500, internal_error(error))
+    return error.status, route.error_json(error)
 
 
 async def _read_body(headers: Headers, receive: Receive, limit: int) -> bytes:

@@ -100,7 +100,8 @@ class Service:
         """Answer one image; raise `ImageError` when it cannot be read."""
         (answer,) = self.answer_many([image], options)
         if isinstance(answer, ImageError):
-            raise answer
+            # Raised itself it would be a cycle with its traceback, whose frames hold the image.
+            raise ImageError(answer.status, answer.reason)
         return answer
 
     def answer_many(self, images: Sequence[bytes], options: Options) -> list[Answer | ImageError]:
@@ -131,7 +132,7 @@ class Service:
         try:
             pixels = decode(image, self.encoder.manifest.preprocess)
         except ImageError as error:
-            return error
+            return ImageError(error.status, error.reason)  # without a traceback, whose frames hold the image
         return _Decoded(pixels, self._stage_ms("decode", started))
 
     def _gallery_for(self, options: Options) -> Gallery | None:

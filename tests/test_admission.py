@@ -1,8 +1,11 @@
 """The bounded queue: what enters, what is refused, and how it ends."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -47,6 +50,38 @@ def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
         assert await admission.submit(lambda: "alive") == "alive"
 
     play(scenario, threads=1, capacity=1)
+
+
+class Upload:
+    """Work that holds what a client has sent."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def __call__(self) -> str:
+        if self.error:
+            raise type(self.error)(*self.error.args)
+        return "done"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("refused")])
+def test_what_a_client_has_sent_is_let_go_at_once_and_not_by_the_garbage_collector(error: Exception | None) -> None:
+    async def answer(admission: Admission, upload: Upload) -> None:
+        with suppress(ValueError):
+            await admission.submit(upload)
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        upload = Upload(error)
+        held = weakref.ref(upload)
+        await answer(admission, upload)
+        del upload
+        await until(lambda: held() is None)
+
+    gc.disable()
+    try:
+        play(scenario, threads=1, capacity=1)
+    finally:
+        gc.enable()
 
 
 def test_a_full_queue_refuses_and_takes_work_again_once_it_has_room() -> None:

@@ -1,8 +1,10 @@
 """The pages beside the predictions, and what a real server shows too rarely to wait for."""
 
 import asyncio
+import gc
 import logging
 import re
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from handlers.admission import Admission
 from handlers.app import build_app
 from handlers.exchange import Front
 from handlers.metrics import Metrics
-from handlers.service import Options, Service
+from handlers.service import Answer, Options, RequestError, Service
 from tests.serving import JPEG, PATH, assert_refused, samples
 
 
@@ -130,3 +132,26 @@ def test_an_unexpected_error_is_500_with_an_id_under_which_the_log_has_it(
         assert "ZeroDivisionError" in caplog.text
 
     talk(front_with(Broken(Encoder.load(seeded_store))), scenario)
+
+
+def test_a_refused_request_is_let_go_with_its_answer_and_not_by_the_garbage_collector(seeded_store: Path) -> None:
+    refusals: list[weakref.ref[RequestError]] = []
+
+    def remembered(error: RequestError) -> RequestError:
+        refusals.append(weakref.ref(error))
+        return error
+
+    class Refusing(Service):
+        def answer(self, image: bytes, options: Options) -> Answer:
+            raise remembered(RequestError(400, "no"))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert_refused(await client.post(PATH, content=JPEG), 400, "no")
+        while refusals[0]() is not None:  # the worker lets go a moment later
+            await asyncio.sleep(0.001)
+
+    gc.disable()
+    try:
+        talk(front_with(Refusing(Encoder.load(seeded_store))), lambda client: asyncio.wait_for(scenario(client), 20))
+    finally:
+        gc.enable()

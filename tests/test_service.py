@@ -1,6 +1,8 @@
 """One request's work: options, answers and their JSON, without HTTP."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +205,18 @@ def test_batch_json_gives_each_image_its_status() -> None:
 
 def test_error_json_has_status_and_reason() -> None:
     assert json.loads(error_json(404, "nothing here")) == {"status": 404, "error": "nothing here"}
+
+
+def test_a_bad_image_is_let_go_with_its_error_and_not_by_the_garbage_collector(encoder: Encoder) -> None:
+    service = Service(encoder)
+    gc.disable()
+    try:
+        try:
+            service.answer(PHOTOS[0][:100], Options())
+        except ImageError as error:
+            raised = weakref.ref(error)
+        assert raised() is None
+        (returned,) = service.answer_many([PHOTOS[0][:100]], Options())
+        assert isinstance(returned, ImageError) and returned.__traceback__ is returned.__cause__ is None
+    finally:
+        gc.enable()
