@@ -37,7 +37,7 @@ class Evaluate:
     data: str = "data"  # a folder with STL-10
     weights: str = "model_store/encoder.safetensors"  # checkpoint.pt, encoder.safetensors, or random
     onnx: str = ""  # a model store: measure the artifact that is served from it, at its own size
-    sizes: tuple[int, ...] = (96,)  # sides to measure at, in pixels
+    sizes: tuple[int, ...] = (64,)  # sides to measure at, in pixels
     test: bool = False  # also measure on the test split
     stem: str = "small"  # of random weights
     vectors: str = ""  # .npy to write the train split's embeddings to (of the last size)
