@@ -68,6 +68,14 @@ def assert_same(one: dict, other: dict) -> None:
     assert [near["id"] for near in one["neighbors"]] == [near["id"] for near in other["neighbors"]]
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Fail where it does not become true within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # The same answers as everywhere
 
 
@@ -125,10 +133,7 @@ def test_stages_are_histograms_for_prometheus(torchserve: Server) -> None:
     before = {stage: count(stage) for stage in ("decode", "embed", "search")}
     post(torchserve, files={"one": JPEG, "two": OTHER}, data={"k": "1"})
     expected = {"decode": before["decode"] + 2, "embed": before["embed"] + 1, "search": before["search"] + 1}
-    deadline = time.monotonic() + 10  # they travel through the worker's log
-    while {stage: count(stage) for stage in expected} != expected:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: {stage: count(stage) for stage in expected} == expected)  # they go through the worker's log
 
 
 # What must not knock it over
@@ -240,11 +245,7 @@ def test_a_killed_worker_takes_only_its_own_requests_with_it_and_comes_back(torc
     statuses = [status for client in asking for status in client.result()]
     assert statuses.count(200) >= len(statuses) - 1
 
-    deadline = time.monotonic() + 60
-    while victim in (now := workers(torchserve)) or set(now.values()) != {"READY"}:
-        assert time.monotonic() < deadline, now
-        time.sleep(0.1)
-    assert len(now) == 2
+    wait_until(lambda: victim not in (now := workers(torchserve)) and [*now.values()] == ["READY"] * 2)
     assert [post(torchserve, content=JPEG).status_code for _ in range(6)] == [200] * 6
 
 
@@ -260,19 +261,17 @@ def test_tokens_a_full_queue_and_an_interrupt_that_leaves_nothing_behind(seeded_
         neighbors = post(server, content=JPEG, headers={**authorized, "akin-k": "9"}).json()["neighbors"]
         assert {near["id"] for near in neighbors} == {"zero", "one", "two"}
 
-        java, worker = sorted(session_of(server))
+        java, worker = session_of(server)
         os.kill(worker, signal.SIGSTOP)
         with ThreadPoolExecutor(4) as clients:
             asked = [clients.submit(post, server, content=JPEG, headers=authorized) for _ in range(4)]
-            deadline = time.monotonic() + 20
-            while sum(answer.done() for answer in asked) < 2 and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: sum(answer.done() for answer in asked) == 2)
             os.kill(worker, signal.SIGCONT)  # one was with the worker, one waited
             assert sorted(answer.result().status_code for answer in asked) == [200, 200, 503, 503]
 
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(timeout=30) == 0
-        assert not is_running(java) and not is_running(worker)
+        wait_until(lambda: not is_running(java) and not is_running(worker))
         assert not keys.parent.exists()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))

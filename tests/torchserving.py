@@ -52,9 +52,10 @@ def workers(server: Server) -> dict[int, str]:
 
 
 def session_of(server: Server) -> list[int]:
-    """Pids of Java and its workers: the session that the server's process started."""
-    (java,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [pid for pid, session in _sessions().items() if session == int(java)]
+    """Pids of Java and then its workers: the session that the server's process started."""
+    (child,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    java = int(child)
+    return [java, *(pid for pid, session in _sessions().items() if session == java != pid)]
 
 
 def is_running(pid: int) -> bool:

@@ -22,7 +22,6 @@ OVERRIDES = ("TS_", "LOG_LOCATION", "METRICS_LOCATION", "PYTHONPATH")
 OURS = "akin: "  # begins the line in which the handler says why it cannot start
 DIED = "Backend worker process died."
 TAIL_LINES = 60
-GONE_SECONDS = 3.0
 TRACEBACK_SECONDS = 0.5  # how long a worker's last words take to arrive
 
 
@@ -87,15 +86,9 @@ class TorchServe:
         Asked politely, TorchServe cuts off the requests under way just the same and takes four seconds to do it.
         Rows of the gallery that were acknowledged are on disk.
         """
-        session = self._process.pid
         with suppress(ProcessLookupError):
-            os.killpg(session, signal.SIGKILL)
-            self._process.wait()
-            # A worker's memory takes a moment to go. Its entry may stay, where nobody collects orphans.
-            deadline = time.monotonic() + GONE_SECONDS
-            while time.monotonic() < deadline:
-                os.killpg(session, 0)
-                time.sleep(0.02)
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._reader.join(timeout=1)
 
     def _read(self) -> None:

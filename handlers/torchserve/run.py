@@ -75,7 +75,7 @@ def serve(settings: Settings) -> int:
     try:
         manifest = archived_manifest(settings.archive)
         port = reserve(settings.host, settings.port)
-        # Below /tmp: a worker's socket lies there, and its path must stay under some 100 bytes.
+        # Not in var/: the workers' sockets lie there, and a socket's path has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="akin-") as folder:
             return _serve(settings, manifest, port, Path(folder), stopped)
     except STARTUP_ERRORS as error:
