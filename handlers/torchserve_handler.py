@@ -8,9 +8,7 @@ the archive (export/archive.py). Where the gallery lies is configuration: AKIN_G
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from encoder.session import ArtifactError, Encoder
 from handlers.service import RequestError, Service
 from handlers.torchserve.batch import answer_batch
 from handlers.torchserve.inputs import Inputs, parse_inputs
-from index.errors import GalleryBusy, GalleryError
+from index.errors import GalleryError
 from index.gallery import Gallery
 from index.seed import seed_gallery
 
@@ -77,15 +75,6 @@ def _load(context: Context) -> Service:
 
 
 def _open_gallery(model_store: Path, manifest: Manifest, folder: Path) -> Gallery:
-    """The gallery, also where workers start together: of two that make one file SQLite refuses one at once."""
-    for pause_s in (0.1, 0.3, 1.0):
-        with suppress(GalleryBusy):
-            return _seeded_gallery(model_store, manifest, folder)
-        time.sleep(pause_s)
-    return _seeded_gallery(model_store, manifest, folder)
-
-
-def _seeded_gallery(model_store: Path, manifest: Manifest, folder: Path) -> Gallery:
     """The gallery in `folder`, seeded where nothing was ever written."""
     seed_gallery(model_store, manifest, folder)
     return Gallery.open(folder, manifest.model_digest, manifest.dimension)

@@ -1,9 +1,12 @@
 """The truth: what is acknowledged is there, what is damaged is named, what does not belong is refused."""
 
+import multiprocessing
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier as BarrierType
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +227,26 @@ def test_untouched_means_that_nothing_was_ever_written(store: Store) -> None:
     assert not store.untouched()
     assert not store.add(["a"], vectors(1), [None], only_if_untouched=True)
     assert live(store) == {}
+
+
+def _open_together(folder: Path, barrier: BarrierType, results: "Queue[str]") -> None:
+    barrier.wait()
+    try:
+        Store.open(folder, DIGEST, DIMENSION).close()
+        results.put("open")
+    except Exception as error:
+        results.put(repr(error))
+
+
+def test_processes_that_make_one_gallery_together_all_get_it(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    for turn in range(3):
+        barrier, results = spawn.Barrier(4), spawn.Queue()
+        together = [
+            spawn.Process(target=_open_together, args=(tmp_path / str(turn), barrier, results)) for _ in range(4)
+        ]
+        for process in together:
+            process.start()
+        assert [results.get(timeout=60) for _ in together] == ["open"] * 4
+        for process in together:
+            process.join()
