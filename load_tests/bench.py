@@ -1,10 +1,10 @@
-"""Measure the native server against the least that its work costs: where README's numbers come from.
+"""Measure the fronts against the least that their work costs: where README's numbers come from.
 
-    make bench        # or: .venv-full/bin/python -m load_tests.bench --rounds 5 --seconds 3
+    make bench        # or: .venv-full/bin/python -m load_tests.bench --fronts native --rounds 5 --seconds 3
 
-Reads model_store/, starts `.venv/bin/akin serve` on a free port with a new gallery, loads it with wrk on the same
-cores, and writes var/bench.json. Every round takes every quantity once, so that noise hits all alike.
-Linux only: memory and CPU are read from /proc.
+Reads model_store/, starts each front as its make target does, on a free port with a new gallery, loads it with wrk
+on the same cores, and writes var/bench.json. Every round visits every front, and takes the floor anew beside each,
+so that noise hits all alike. Linux only: memory and CPU are read from /proc.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,27 @@ from typing import Any
 from encoder.manifest import Manifest, ManifestError
 from images.sources import SourceError
 from load_tests import machine, report, server, wrk
-from load_tests.floor import ROOT, Floor, measure_with
+from load_tests.floor import Floor, measure_with
+from load_tests.fronts import FRONTS, ROOT, Model
 from load_tests.photos import Photo, camera_photo, small_photo
-from load_tests.report import Row, Target
+from load_tests.visit import Camera, Visit, rows_of
 from load_tests.wrk import Load
 
 ERRORS = (ManifestError, SourceError, server.ServerError, wrk.LoadError, OSError)
 NEIGHBORS = 5
-WARM_UP_SECONDS, WARM_UP_CONNECTIONS = 1, 8
+ASK_FOR_NEIGHBORS = (("akin-k", str(NEIGHBORS)),)  # TorchServe drops a query
+CAMERA_FRONT = "native"  # all fronts decode alike, and a large photo costs little else
+WARM_UP_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Settings:
     """The knobs of the benchmark."""
 
+    fronts: tuple[str, ...] = ("native", "torchserve")
     rounds: int = 5
-    seconds: int = 3  # of load, for each quantity in each round
+    seconds: int = 3  # of load, for each quantity of each front in each round
+    warm_up: int = 8  # seconds; TorchServe's Java gains a quarter of its throughput as it compiles itself
     model_store: Path = Path("model_store")
     name: str = "encoder"
     images: Path | None = None
@@ -48,32 +53,19 @@ class Settings:
         parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
         add = parser.add_argument
         shown = " (default: %(default)s)"
+        named = f"which of {', '.join(FRONTS)} (default: {' '.join(cls.fronts)})"
+        add("--fronts", nargs="+", choices=FRONTS, default=cls.fronts, metavar="FRONT", help=named)
         add("--rounds", type=_at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
-        add("--seconds", type=_at_least_one, default=cls.seconds, help="of load a quantity and round" + shown)
+        add("--seconds", type=_at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
+        add("--warm-up", type=_at_least_one, default=cls.warm_up, help="seconds before, for each front" + shown)
         add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
         add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
         add("--images", type=Path, help="whose first image is sent (default: STL-10 if there, else generated)")
-        add("--environment", type=Path, default=cls.environment, help="what the server runs in (default: .venv)")
+        add("--environment", type=Path, default=cls.environment, help="of native and floor (default: .venv)")
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
         add("--markdown", type=Path, help="where a table for a README goes (default: nowhere)")
-        return cls(**vars(parser.parse_args(argv)))
-
-
-@dataclass(frozen=True)
-class Round:
-    """Everything, once."""
-
-    floor: Floor
-    one: Load  # one connection
-    one_with_neighbors: Load
-    eight: Load
-    thirty_two: Load
-    camera_floor: Floor
-    camera: Load
-    first_start_s: float  # with the gallery copied from its seed
-    later_start_s: float
-    memory_mb: float
-    peak_memory_mb: float
+        chosen = vars(parser.parse_args(argv))
+        return cls(**chosen | {"fronts": tuple(dict.fromkeys(chosen["fronts"]))})  # each once
 
 
 @dataclass(frozen=True)
@@ -81,52 +73,37 @@ class Bench:
     """What stays the same in all rounds."""
 
     settings: Settings
+    model: Model
     manifest: Manifest
     small: Path  # a JPEG file
     camera: Path
 
-    def take_round(self, folder: Path) -> Round:
-        """Start a server in `folder`, which is empty, twice; load it after the second start."""
-        with server.running(self._command(), folder) as first:
+    def visit(self, front: str, folder: Path) -> Visit:
+        """Start a front in `folder`, which is empty, twice; load it after the second start."""
+        with FRONTS[front](self.model, folder) as first:
             self._check_answers(first)
-        with server.running(self._command(), folder) as served:
+        with FRONTS[front](self.model, folder) as served:
             url = f"{served.url}{self._path}"
-            wrk.post(url, self.small, WARM_UP_CONNECTIONS, WARM_UP_SECONDS)
-            floor = self._floor(self.small)
-            one = self._load(url, self.small, connections=1)
-            with_neighbors = self._load(f"{url}?k={NEIGHBORS}", self.small, connections=1)
-            eight = self._load(url, self.small, connections=8)
-            thirty_two = self._load(url, self.small, connections=32)
-            camera_floor = self._floor(self.camera)
-            camera = self._load(url, self.camera, connections=1)
-            memory_mb, peak_memory_mb = served.memory_mb()
-        return Round(
-            floor=floor,
-            one=one,
-            one_with_neighbors=with_neighbors,
-            eight=eight,
-            thirty_two=thirty_two,
-            camera_floor=camera_floor,
-            camera=camera,
-            first_start_s=first.ready_s,
-            later_start_s=served.ready_s,
-            memory_mb=memory_mb,
-            peak_memory_mb=peak_memory_mb,
-        )
+            wrk.post(url, self.small, WARM_UP_CONNECTIONS, self.settings.warm_up)
+            return Visit(
+                floor=self._floor(self.small),
+                one=self._load(url, self.small, connections=1),
+                one_with_neighbors=self._load(url, self.small, connections=1, headers=ASK_FOR_NEIGHBORS),
+                eight=self._load(url, self.small, connections=8),
+                thirty_two=self._load(url, self.small, connections=32),
+                camera=self._camera(url) if front == CAMERA_FRONT else None,
+                first_start_s=first.ready_s,
+                later_start_s=served.ready_s,
+                memory=served.memory(),
+            )
 
     @property
     def _path(self) -> str:
         return f"/predictions/{self.settings.name}"
 
-    def _command(self) -> list[str]:
-        """What the launcher `akin` executes."""
-        chosen = self.settings
-        akin = [str(_python(chosen)), str(ROOT / "akin.py")]
-        return [*akin, "serve", "--model-store", str(chosen.model_store.resolve()), "--name", chosen.name]
-
     def _check_answers(self, served: server.Server) -> None:
         """A quick answer without its content would be no achievement."""
-        answer = served.post(f"{self._path}?k={NEIGHBORS}", self.small.read_bytes())
+        answer = served.post(self._path, self.small.read_bytes(), ASK_FOR_NEIGHBORS)
         seed = self.manifest.gallery_seed
         expected = {
             "model": self.manifest.model_id,
@@ -138,81 +115,38 @@ class Bench:
         if found != expected:
             raise server.ServerError(f"the answer has {found}, the manifest says {expected}")
 
+    def _camera(self, url: str) -> Camera:
+        return Camera(self._floor(self.camera), self._load(url, self.camera, connections=1))
+
     def _floor(self, photo: Path) -> Floor:
-        chosen = self.settings
-        return measure_with(_python(chosen), chosen.model_store, chosen.name, photo, chosen.seconds)
+        return measure_with(self.model.python, self.model.store, self.model.name, photo, self.settings.seconds)
 
-    def _load(self, url: str, photo: Path, connections: int) -> Load:
-        return wrk.post(url, photo, connections, self.settings.seconds)
-
-
-def rows_of(rounds: Sequence[Round]) -> list[Row]:
-    """The report's rows. Ratios are taken within each round."""
-
-    def row(name: str, unit: str, of: Callable[[Round], float], target: Target | None = None) -> Row:
-        return Row(name, unit, tuple(map(of, rounds)), target)
-
-    return [
-        row("floor: decode and session run, one thread, p50", "ms", lambda r: r.floor.p50_ms),
-        row("floor: throughput", "images/s", lambda r: r.floor.images_per_s),
-        row("1 connection, p50", "ms", lambda r: r.one.p50_ms),
-        row("1 connection, p50 to the floor's", "×", lambda r: r.one.p50_ms / r.floor.p50_ms, Target("≤", 1.7)),
-        row("1 connection, p99", "ms", lambda r: r.one.p99_ms),
-        row("1 connection, k=5, p50", "ms", lambda r: r.one_with_neighbors.p50_ms),
-        row("1 connection, k=5, p50 to the floor's", "×", lambda r: r.one_with_neighbors.p50_ms / r.floor.p50_ms),
-        row("1 connection, k=5, p99", "ms", lambda r: r.one_with_neighbors.p99_ms),
-        row("8 connections, throughput", "images/s", lambda r: r.eight.requests_per_s),
-        row(
-            "8 connections, throughput to the floor's",
-            "×",
-            lambda r: r.eight.requests_per_s / r.floor.images_per_s,
-            Target("≥", 1.4),
-        ),
-        row("8 connections, p99", "ms", lambda r: r.eight.p99_ms),
-        row("32 connections, throughput", "images/s", lambda r: r.thirty_two.requests_per_s),
-        row(
-            "32 connections, throughput to the floor's",
-            "×",
-            lambda r: r.thirty_two.requests_per_s / r.floor.images_per_s,
-        ),
-        row("32 connections, p99", "ms", lambda r: r.thirty_two.p99_ms),
-        row("floor: 12-megapixel photo, p50", "ms", lambda r: r.camera_floor.p50_ms),
-        row("12-megapixel photo, 1 connection, p50", "ms", lambda r: r.camera.p50_ms),
-        row(
-            "12-megapixel photo, p50 to its floor's",
-            "×",
-            lambda r: r.camera.p50_ms / r.camera_floor.p50_ms,
-            Target("≤", 1.5),
-        ),
-        row("first start to ready, gallery seeded", "s", lambda r: r.first_start_s, Target("≤", 3.0)),
-        row("later start to ready", "s", lambda r: r.later_start_s, Target("≤", 3.0)),
-        row("memory after load, gallery open", "MB", lambda r: r.memory_mb, Target("≤", 350.0)),
-        row("memory at its peak", "MB", lambda r: r.peak_memory_mb),
-    ]
+    def _load(self, url: str, photo: Path, connections: int, headers: Sequence[tuple[str, str]] = ()) -> Load:
+        return wrk.post(url, photo, connections, self.settings.seconds, headers)
 
 
 def run(settings: Settings) -> int:
     """Measure, print, write. Returns the exit code: 0 also where a target is missed."""
     wrk.find_wrk()
-    if not _python(settings).exists():
-        raise server.ServerError(f"{settings.environment} is not an environment to serve from; run make setup")
-    manifest = Manifest.read(settings.model_store, settings.name)
-    described = machine.describe(_python(settings))
+    model = Model(settings.model_store, settings.name, settings.environment)
+    described = machine.describe(model.python)
+    manifest = Manifest.read(model.store, model.name)
     small, camera = small_photo(settings.images), camera_photo()
     about = described | _about(settings, manifest, small, camera)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
+    visits: dict[str, list[Visit]] = {front: [] for front in settings.fronts}
     # Beside the result, as galleries lie on disk: /tmp is often memory, where a first start costs less.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.out.parent) as work:
-        bench = Bench(settings, manifest, Path(work) / "small.jpg", Path(work) / "camera.jpg")
+        bench = Bench(settings, model, manifest, Path(work) / "small.jpg", Path(work) / "camera.jpg")
         bench.small.write_bytes(small.data)
         bench.camera.write_bytes(camera.data)
-        rounds = []
         for number in range(1, settings.rounds + 1):
-            folder = Path(work) / f"round-{number}"
-            folder.mkdir()
-            rounds.append(bench.take_round(folder))
+            for front in settings.fronts:
+                folder = Path(work) / f"{front}-{number}"
+                folder.mkdir()
+                visits[front].append(bench.visit(front, folder))
             print(f"round {number} of {settings.rounds}", file=sys.stderr, flush=True)
-    rows = rows_of(rounds)
+    rows = [row for front in settings.fronts for row in rows_of(front, visits[front])]
     settings.out.write_text(
         json.dumps({**about, "rows": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False) + "\n",
         encoding="utf-8",
@@ -239,16 +173,13 @@ def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) 
     return {
         "wrk": wrk.version(),
         "model": manifest.model_id,
+        "fronts": list(settings.fronts),
         "photo": small.description,
         "camera_photo": camera.description,
         "rounds": settings.rounds,
         "seconds": settings.seconds,
+        "warm_up": settings.warm_up,
     }
-
-
-def _python(settings: Settings) -> Path:
-    # Not resolved: an environment's interpreter is a link, and finds its packages by where the link lies.
-    return settings.environment.absolute() / "bin/python"
 
 
 def _at_least_one(text: str) -> int:

@@ -3,7 +3,7 @@
 import json
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -26,17 +26,17 @@ class Server:
 
     port: int
     process: "subprocess.Popen[bytes]"
-    ready_s: float  # from the start of its process to the first 200 of /readyz
+    ready_s: float  # from its start until it answers rightly
 
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
-    def post(self, path: str, body: bytes) -> dict[str, Any]:
+    def post(self, path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """The JSON of one good answer."""
         connection = HTTPConnection(HOST, self.port, timeout=PATIENCE_SECONDS)
         try:
-            connection.request("POST", path, body, {"content-type": "image/jpeg"})
+            connection.request("POST", path, body, {"content-type": "image/jpeg", **dict(headers)})
             response = connection.getresponse()
             content = response.read()
         finally:
@@ -45,11 +45,28 @@ class Server:
             raise ServerError(f"POST {path} was answered with {response.status}: {content.decode(errors='replace')}")
         return json.loads(content)
 
-    def memory_mb(self) -> tuple[float, float]:
-        """Resident memory now and at its peak, in units of 10^6 bytes. Linux only."""
-        lines = (line.split() for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
-        kib = {words[0]: int(words[1]) for words in lines if words[0] in ("VmRSS:", "VmHWM:")}
-        return kib["VmRSS:"] * 1024 / 1e6, kib["VmHWM:"] * 1024 / 1e6
+    def memory(self) -> "Memory":
+        """Of its process and all those below it, added up: what they share counts for each. Linux only."""
+        processes = _processes()
+        family = [processes[pid] for pid in _with_descendants(self.process.pid, processes)]
+        return Memory(sum(each.resident_kb for each in family) / 1e3, sum(each.peak_kb for each in family) / 1e3)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory in units of 10^6 bytes."""
+
+    resident_mb: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class _Process:
+    """What /proc says of a process."""
+
+    parent: int
+    resident_kb: float  # units of 10^3 bytes; 0 for zombies and the kernel's own
+    peak_kb: float
 
 
 @contextmanager
@@ -91,6 +108,25 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _processes() -> dict[int, _Process]:
+    """Every process of this machine, by pid."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = (line.partition(":") for line in file.read_text().splitlines())
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        numbers = {name: int(value.split()[0]) for name, _, value in lines if name in ("PPid", "VmRSS", "VmHWM")}
+        resident_kb, peak_kb = (numbers.get(name, 0) * 1.024 for name in ("VmRSS", "VmHWM"))
+        found[int(file.parent.name)] = _Process(numbers["PPid"], resident_kb, peak_kb)
+    return found
+
+
+def _with_descendants(pid: int, processes: Mapping[int, _Process]) -> list[int]:
+    children = [child for child, process in processes.items() if process.parent == pid]
+    return [pid, *(each for child in children for each in _with_descendants(child, processes))]
 
 
 def _ready(port: int) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,10 @@ class Load:
     requests_per_s: float
 
 
-def post(url: str, body: Path, connections: int, seconds: int) -> Load:
+def post(url: str, body: Path, connections: int, seconds: int, headers: Sequence[tuple[str, str]] = ()) -> Load:
     """Post the file `body` to `url` for that long; raise `LoadError` when a single answer was not a good one."""
     options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{TIMEOUT_SECONDS}s", "-s", str(SCRIPT)]
+    options += [f"-H{name}: {value}" for name, value in headers]
     command = [find_wrk(), *options, url, "--", str(body)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
