@@ -17,6 +17,7 @@ from images.spec import PreprocessSpec
 
 FORMAT = 1
 PRECISIONS = ("int8", "fp16", "fp32")
+RUNTIMES = ("onnx", "torch")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,7 +41,8 @@ class Artifact:
     sha256: str
     precision: str  # one of PRECISIONS
     quantization: str  # "static QDQ per channel, U8S8", or "none"
-    providers: tuple[str, ...]  # ONNX Runtime execution providers it is for
+    providers: tuple[str, ...]  # execution providers it is for: ONNX Runtime's, or torch's engine
+    runtime: str = "onnx"  # one of RUNTIMES
 
     def __post_init__(self) -> None:
         _require_file_entry(self.file, self.sha256)
@@ -48,6 +50,8 @@ class Artifact:
             raise ManifestError(
                 f"{self.file}: precision {self.precision!r} is none of {', '.join(PRECISIONS)}"
             )
+        if self.runtime not in RUNTIMES:
+            raise ManifestError(f"{self.file}: runtime {self.runtime!r} is none of {', '.join(RUNTIMES)}")
         if not self.providers:
             raise ManifestError(f"{self.file}: names no execution provider that it is for")
 

@@ -4,16 +4,20 @@ Reads   a run's checkpoint (or model_store/encoder.safetensors, to make everythi
         train split: for the probe, for calibration, and for holding int8 against fp32
 Writes  model_store/: encoder.safetensors, encoder.int8.onnx, encoder.json, gallery.npz, MODEL_CARD.md, and with
         --test the numbers of the test split in them. Nothing is written when int8 is outside the fidelity budget.
+
+For other machines, each a model store of its own:
+    akin export --target arm|tensorrt|cuda     var/TARGET, from the same weights
+    akin export --runtime torch                var/torch, from the shipped encoder; STL-10 only to measure it
 """
 
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +30,10 @@ from encoder.session import Embedded, open_session, run
 from export.card import model_card
 from export.fidelity import HELD_OUT, Budget, compare
 from export.graph import Served, fold_batch_norm, linear_of
-from export.quantize import DESCRIPTION, quantize
+from export.quantize import quantize
+from export.targets import TARGETS, in_half
 from export.to_onnx import to_onnx
+from export.torch_store import HeldOut, joined, write_torch_store
 from export.weights import half_precision, write_weights
 from images.spec import PreprocessSpec
 from images.stl10 import CLASS_NAMES
@@ -46,36 +52,52 @@ NO_RECIPE = ("data", "out", "resume", "check", "limit", "device")  # knobs that 
 class Export:
     weights: str = "model_store/encoder.safetensors"  # a run's checkpoint.pt, or the .safetensors of an export
     data: str = "data"  # a folder with STL-10
-    out: str = "model_store"
+    out: str = ""  # default: model_store, or for another target or runtime var/ with its name
     name: str = "encoder"  # of the files
+    target: Literal["x86", "arm", "tensorrt", "cuda"] = "x86"  # the machine it is to be fast on
+    runtime: Literal["onnx", "torch"] = "onnx"  # torch: its own int8, for x86, with the shipped artifact's ranges
     model: str = "simclr-resnet18"  # name that answers carry
     size: int = 0  # side of the served image in pixels; 0: as exported before, else 64
     calibration: int = 300  # train images that set the int8 ranges
     test: bool = False  # measure on the test split, once, for the card
     trained_on: str = ""  # what the pretraining images were and their licence, for the card
 
+    def __post_init__(self) -> None:
+        if self.ships:
+            return
+        if self.runtime == "torch" and self.target != "x86":
+            raise ValueError(f"--runtime torch is for x86; for {self.target} leave it out")
+        if self.test:
+            raise ValueError("--test is for the artifact that ships; leave it out, or --target and --runtime")
+
+    @property
+    def ships(self) -> bool:
+        """Whether this is the artifact that everybody gets."""
+        return self.target == "x86" and self.runtime == "onnx"
+
+    @property
+    def folder(self) -> Path:
+        built = Path("var", "torch" if self.runtime == "torch" else self.target)
+        return Path(self.out) if self.out else Path("model_store") if self.ships else built
+
 
 class Measured(NamedTuple):
-    """A split of STL-10 and what both graphs give for it."""
+    """A split of STL-10 and what both graphs, fp32 and the artifact, give for it."""
 
     images: np.ndarray  # (N, size, size, 3) uint8
     labels: np.ndarray  # (N,) int64
     fp32: Embedded
-    int8: Embedded
+    small: Embedded
 
 
-def measure(split: Split, fp32: Path, int8: Path) -> Measured:
-    return Measured(split.images, split.labels, outputs(fp32, split.images), outputs(int8, split.images))
+def measure(split: Split, fp32: Path, small: Path) -> Measured:
+    return Measured(split.images, split.labels, outputs(fp32, split.images), outputs(small, split.images))
 
 
 def outputs(model: Path, images: np.ndarray) -> Embedded:
     """Both outputs of an ONNX graph for all images."""
     session = open_session(model, threads=torch.get_num_threads())
-    return joined(run(session, images[row : row + BATCH]) for row in range(0, len(images), BATCH))
-
-
-def joined(parts: Iterable[Embedded]) -> Embedded:
-    return Embedded(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return joined([run(session, images[row : row + BATCH]) for row in range(0, len(images), BATCH)])
 
 
 def fitted_probe(weights: Path, backbone: Backbone, train: Split) -> tuple[nn.Linear, float, float]:
@@ -147,16 +169,16 @@ def digest_of(path: Path) -> str:
 def test_metrics(train: Measured, test: Measured, strength: float, blank: Embed) -> dict[str, Any]:
     """The test split's numbers: what is served, held against fp32, and random weights of the same shape."""
     return {
-        "served_logits": round(percent(test.int8.logits, test.labels), 2),
+        "served_logits": round(percent(test.small.logits, test.labels), 2),
         "fp32_logits": round(percent(test.fp32.logits, test.labels), 2),
         "fidelity": compare(
             joined([train.fp32, test.fp32]),
-            joined([train.int8, test.int8]),
+            joined([train.small, test.small]),
             np.concatenate([train.labels, test.labels]),
             np.repeat([False, True], [len(train.labels), len(test.labels)]),
             strength,
         ).to_json(),
-        "int8": on_test((train.int8.vectors, train.labels), (test.int8.vectors, test.labels)),
+        "int8": on_test((train.small.vectors, train.labels), (test.small.vectors, test.labels)),
         "random": on_test(
             (embed_images(blank, train.images), train.labels), (embed_images(blank, test.images), test.labels)
         ),
@@ -164,7 +186,7 @@ def test_metrics(train: Measured, test: Measured, strength: float, blank: Embed)
 
 
 def export(config: Export) -> Manifest:
-    weights, data, out = Path(config.weights), Path(config.data), Path(config.out)
+    weights, data, out, target = Path(config.weights), Path(config.data), config.folder, TARGETS[config.target]
     before = described(weights) if weights.suffix == ".safetensors" else None
     spec = PreprocessSpec(size=config.size or (before.preprocess.size if before else DEFAULT_SIZE))
     split = read_split(data, "train", spec.size)
@@ -176,37 +198,49 @@ def export(config: Export) -> Manifest:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:  # on the same disk, to be renamed from
         work = Path(folder)
-        source, fp32, int8 = (work / f"{config.name}.{kind}" for kind in ("safetensors", "fp32.onnx", "int8.onnx"))
+        kinds = ("safetensors", "fp32.onnx", f"{target.precision}.onnx")
+        source, fp32, small = (work / f"{config.name}.{kind}" for kind in kinds)
         write_weights(source, backbone, probe)
-        to_onnx(Served(fold_batch_norm(backbone), probe), spec.size, fp32)
-        quantize(fp32, int8, split.images[calibration])
+        served = Served(fold_batch_norm(backbone), probe)
+        to_onnx(served, spec.size, fp32)
+        if target.scheme is None:
+            to_onnx(in_half(served), spec.size, small)
+        else:
+            quantize(fp32, small, split.images[calibration], target.scheme)
         print("graphs written; embedding the train split with both", flush=True)
-        train = measure(split, fp32, int8)
-        fidelity = compare(train.fp32, train.int8, train.labels, held_out, strength)
-        print(json.dumps(fidelity.to_json()), flush=True)
-        fidelity.check(Budget())
-        metrics: dict[str, Any] = {"train_cross_validated": round(cross_validated, 2), "fidelity": fidelity.to_json()}
+        train = measure(split, fp32, small)
+        fidelity = compare(train.fp32, train.small, train.labels, held_out, strength)
+        if not target.measured_here:
+            print(f"on this CPU, which simulates {target.provider}; there it is unmeasured", flush=True)
+        print(json.dumps(fidelity.to_json(target.precision)), flush=True)
+        fidelity.check(Budget(), target.precision)
+        metrics: dict[str, Any] = {
+            "train_cross_validated": round(cross_validated, 2),
+            "fidelity": fidelity.to_json(target.precision),
+        }
         if config.test:
-            test = measure(read_split(data, "test", spec.size), fp32, int8)
+            test = measure(read_split(data, "test", spec.size), fp32, small)
             blank = torch_embedder(load_backbone("random", backbone.stem), torch.device("cpu"))
             metrics["test"] = test_metrics(train, test, strength, blank)
-        golden = run(open_session(int8), golden_batch([Golden(s, ()) for s in GOLDEN_SEEDS], spec.size)).vectors
+        golden = run(open_session(small), golden_batch([Golden(s, ()) for s in GOLDEN_SEEDS], spec.size)).vectors
         manifest = Manifest(
             model=config.model,
             model_digest=model_digest(source, spec),
-            dimension=train.int8.vectors.shape[1],
+            dimension=train.small.vectors.shape[1],
             class_names=CLASS_NAMES,
             preprocess=spec,
-            artifacts=(Artifact(int8.name, digest_of(int8), "int8", DESCRIPTION, ("CPUExecutionProvider",)),),
+            artifacts=(
+                Artifact(small.name, digest_of(small), target.precision, target.description, (target.provider,)),
+            ),
             golden=tuple(
                 Golden(seed, tuple(round(float(value), 6) for value in vector))
                 for seed, vector in zip(GOLDEN_SEEDS, golden, strict=True)
             ),
-            gallery_seed=write_gallery_seed(work / "gallery.npz", train.int8.vectors, train.labels),
+            gallery_seed=write_gallery_seed(work / "gallery.npz", train.small.vectors, train.labels),
             provenance=story,
             metrics=metrics,
         )
-        for path in (source, int8, work / "gallery.npz"):
+        for path in (source, small, work / "gallery.npz"):
             path.chmod(0o644)  # safetensors writes for its owner alone
             path.replace(out / path.name)
         manifest.write(out, config.name)
@@ -214,10 +248,24 @@ def export(config: Export) -> Manifest:
     return manifest
 
 
+def export_torch(config: Export) -> Manifest:
+    weights, data = Path(config.weights), Path(config.data)
+    shipped = described(weights) if weights.suffix == ".safetensors" else None
+    if shipped is None:
+        raise SystemExit(f"{weights} is no exported encoder with its manifest: first `akin export` without --runtime")
+    evidence = None
+    if data.exists():
+        split = read_split(data, "train", shipped.preprocess.size)
+        evidence = HeldOut(split, held_out_and_calibration(len(split.images), 0)[0])
+    else:
+        print(f"no STL-10 at {data}: fidelity is not measured, the golden vectors alone are compared", flush=True)
+    return write_torch_store(weights, shipped, config.folder, evidence, Budget())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config = knobs.parse(Export(), argv, "akin export", (__doc__ or "").splitlines()[0])
-    manifest = export(config)
-    print(f"{config.out}: {manifest.model_id}, {DESCRIPTION}; see {config.out}/MODEL_CARD.md")
+    manifest = export_torch(config) if config.runtime == "torch" else export(config)
+    print(f"{config.folder}: {manifest.model_id}, {manifest.artifacts[0].quantization}")
     return 0
 
 

@@ -7,13 +7,13 @@ from encoder.manifest import Manifest
 
 def model_card(manifest: Manifest) -> str:
     """Markdown, from the manifest alone."""
-    story, metrics = manifest.provenance, manifest.metrics
+    story, metrics, precision = manifest.provenance, manifest.metrics, manifest.artifacts[0].precision
     return "\n".join(
         [
             f"# {manifest.model_id}",
             "",
             f"Written by `akin export` from `encoder.json`. ResNet-18, {manifest.dimension}-d unit embeddings of",
-            f"{manifest.preprocess.size}×{manifest.preprocess.size} images, int8 "
+            f"{manifest.preprocess.size}×{manifest.preprocess.size} images, {precision} "
             f"({manifest.artifacts[0].quantization}), with a linear probe for {len(manifest.class_names)} classes:",
             f"{', '.join(manifest.class_names)}.",
             "",
@@ -28,7 +28,7 @@ def model_card(manifest: Manifest) -> str:
             f"- linear probe, cross-validated inside the 5,000 train labels: {metrics['train_cross_validated']}",
             *test_lines(metrics.get("test")),
             "",
-            "## int8 against fp32",
+            f"## {precision} against fp32",
             "The same images through both graphs. None of them set an int8 range, and the probe of this table,",
             "fitted on fp32 vectors, has seen none of them.",
             "",

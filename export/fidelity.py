@@ -35,7 +35,7 @@ class Fidelity:
     probe_int8: float  # the same probe on int8 vectors
     overlap: float  # share of the 10 nearest neighbours, found by either model in its own gallery, in common
 
-    def check(self, budget: Budget) -> None:
+    def check(self, budget: Budget, precision: str = "int8") -> None:
         found = (
             ("mean cosine", self.cosine_mean, ">=", budget.cosine_mean),
             ("probe loss in points", self.probe_fp32 - self.probe_int8, "<=", budget.probe_loss),
@@ -48,13 +48,13 @@ class Fidelity:
         ]
         if broken:
             raise OverBudget(
-                f"int8 is too far from fp32 on {self.images} held-out images: {'; '.join(broken)}. Nothing was "
-                "written. A well trained encoder stays inside: look for a mistake in its calibration images, or "
+                f"{precision} is too far from fp32 on {self.images} held-out images: {'; '.join(broken)}. Nothing "
+                "was written. A well trained encoder stays inside: look for a mistake in its calibration images, or "
                 "give more of them with --calibration."
             )
 
-    def to_json(self) -> dict[str, Any]:
-        return {key: round(value, 5) for key, value in asdict(self).items()}
+    def to_json(self, precision: str = "int8") -> dict[str, Any]:
+        return {key.replace("int8", precision): round(value, 5) for key, value in asdict(self).items()}
 
 
 def compare(fp32: Embedded, int8: Embedded, labels: np.ndarray, held_out: np.ndarray, strength: float) -> Fidelity:

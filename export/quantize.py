@@ -1,11 +1,13 @@
-"""Static int8 in QDQ form, per channel: uint8 activations and int8 weights (U8S8), which is what x86 CPUs are fast
-at: four times faster there than int8 activations, which ARM and TensorRT want (see DESIGN.md)."""
+"""Static int8 in QDQ form, per channel: by default uint8 activations and int8 weights (U8S8), which is what x86 CPUs
+are fast at: four times faster there than int8 activations, which ARM and TensorRT want (see DESIGN.md)."""
 
 import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,17 @@ BATCH = 50
 # normalisation and the probe behind the last.
 QUANTIZED = ["Conv", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
 DESCRIPTION = "static QDQ per channel, U8S8"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How activations are rounded; weights are always symmetric int8, with a scale for each output channel."""
+
+    activation: QuantType
+    options: dict[str, Any] = field(default_factory=dict)  # the quantizer's extra options
+
+
+U8S8 = Scheme(activation=QuantType.QUInt8)
 
 
 class Batches(CalibrationDataReader):
@@ -42,7 +55,7 @@ def only_errors_logged() -> Iterator[None]:
         root.setLevel(level)
 
 
-def quantize(fp32: Path, int8: Path, calibration: np.ndarray) -> None:
+def quantize(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme = U8S8) -> None:
     """Reads the graph `fp32`, writes `int8`. calibration: (N, size, size, 3) uint8, real training images."""
     with tempfile.TemporaryDirectory() as folder, only_errors_logged():
         prepared = Path(folder) / "prepared.onnx"
@@ -53,8 +66,9 @@ def quantize(fp32: Path, int8: Path, calibration: np.ndarray) -> None:
             Batches(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=scheme.activation,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=QUANTIZED,
+            extra_options=dict(scheme.options),
         )
     onnx.checker.check_model(str(int8))

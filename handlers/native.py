@@ -22,7 +22,7 @@ import uvicorn
 
 from encoder.golden import GoldenMismatch, golden_batch
 from encoder.manifest import ManifestError
-from encoder.session import ArtifactError, Encoder
+from encoder.session import PROVIDERS, ArtifactError, Encoder
 from handlers.admission import Admission
 from handlers.app import build_app
 from handlers.exchange import Front
@@ -60,6 +60,7 @@ class Settings:
     port: int = 8080  # 0: any free one
     threads: int = cores()
     queue: int = 128  # requests that may wait for a worker
+    require_provider: str | None = None  # the execution provider that must run the model; None: the fastest there is
 
     @property
     def gallery_folder(self) -> Path:
@@ -85,6 +86,7 @@ class Settings:
         add("--port", type=_whole(0, 65535), default=cls.port, help="0 takes a free one" + shown)
         add("--threads", type=_whole(1, 1024), default=cls.threads, help="worker threads" + shown)
         add("--queue", type=_whole(1, 100_000), default=cls.queue, help="requests that may wait" + shown)
+        add("--require-provider", choices=PROVIDERS, metavar="NAME", help="do not fall back: " + ", ".join(PROVIDERS))
         return cls(**vars(parser.parse_args(argv)))
 
 
@@ -151,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(settings: Settings, metrics: Metrics) -> Service:
     """The encoder with its golden vectors passed, and the gallery to search."""
-    encoder = Encoder.load(settings.model_store, settings.name)
+    encoder = Encoder.load(settings.model_store, settings.name, provider=settings.require_provider)
     manifest = encoder.manifest
     gallery = _open_gallery(settings, encoder)
     # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.

@@ -17,7 +17,7 @@ from export import __main__ as export_module
 from export.__main__ import Export, digest_of, export, held_out_and_calibration
 from export.card import model_card
 from export.fidelity import Budget
-from export.quantize import quantize
+from export.quantize import Scheme, quantize
 from images.spec import PreprocessSpec
 from images.stl10 import CLASS_NAMES
 from index.gallery import Gallery
@@ -149,7 +149,7 @@ def test_calibration_sees_the_servers_pixels_and_none_that_are_held_out(
     class Enough(Exception):
         pass
 
-    def remember(fp32: Path, int8: Path, calibration: np.ndarray) -> None:
+    def remember(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme) -> None:
         seen.append(calibration)
         raise Enough
 
@@ -212,8 +212,8 @@ def test_an_int8_graph_gone_wrong_is_over_budget_and_the_store_stays_as_it_was(
     assert contents(tmp_path / "model_store") == before
 
 
-def calibrated_on_black(fp32: Path, int8: Path, calibration: np.ndarray) -> None:
-    quantize(fp32, int8, np.zeros_like(calibration))
+def calibrated_on_black(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme) -> None:
+    quantize(fp32, int8, np.zeros_like(calibration), scheme)
 
 
 def test_exported_weights_load_as_the_backbone_they_were(store: Path, config: Export) -> None:
