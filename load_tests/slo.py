@@ -100,7 +100,7 @@ def shortfalls(measured: Measured, slo_ms: float, min_requests: int) -> list[str
 def run(settings: Settings) -> int:
     """Measure, print, write, judge. Returns the exit code: 1 where the gate fails."""
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.TemporaryDirectory(prefix="load-test-", dir=settings.out.parent)
+    folder = tempfile.TemporaryDirectory(prefix="load-test-", dir=settings.out.parent.resolve())
     with folder as work, _served(settings, Path(work)) as url:
         about = _about(settings, url)
         print(_introduce(settings, about), flush=True)
