@@ -60,17 +60,22 @@ evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder
 export: $(full) ## the trained encoder into model_store: ONNX, int8, manifest, cards
 	@exec .venv-full/bin/akin export $(ARGS)
 
-torchserve: $(full) ## answer with TorchServe: PORT=8080 WORKERS=2 TOKEN_AUTH=1
-	@$(if $(filter-out onnx,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is not there yet; there is onnx))
-	@.venv-full/bin/akin archive
+# torch's own int8, made from the shipped encoder.
+var/torch/encoder.json: model_store/encoder.json $(full)
+	@.venv-full/bin/akin export --runtime torch
+
+torchserve: $(full) $(if $(filter torch,$(RUNTIME)),var/torch/encoder.json) ## answer with TorchServe: PORT=8080 RUNTIME=onnx|torch WORKERS=2 TOKEN_AUTH=1
+	@$(if $(filter-out onnx torch,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is not there; there are onnx and torch))
+	@.venv-full/bin/akin archive $(if $(filter torch,$(RUNTIME)),--model-store var/torch)
 	@exec .venv-full/bin/akin torchserve --port $(PORT) $(call option,WORKERS,workers) \
 		$(if $(filter 1,$(TOKEN_AUTH)),--token-auth) $(ARGS)
 
-bench: $(serving) $(full) ## measure the server against its in-process floor
+bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)
 
 load-test: $(if $(URL),,$(serving)) $(full) ## hold p50 under load to SLO_MS=20: FRONT=native USERS=4 SECONDS=30 or URL=
-	@exec .venv-full/bin/python -m load_tests.slo $(call option,URL,url) $(call option,FRONT,front) \
+	@exec .venv-full/bin/python -m load_tests.slo $(call option,URL,url) \
+		$(if $(FRONT),--front $(FRONT)$(if $(filter torchservetorch,$(FRONT)$(RUNTIME)),-torch)) \
 		$(call option,SLO_MS,slo-ms) $(call option,USERS,users) $(call option,SECONDS,seconds) \
 		$(if $(images),--images "$(images)") $(ARGS)
 

@@ -37,7 +37,7 @@ WARM_UP_CONNECTIONS = 8
 class Settings:
     """The knobs of the benchmark."""
 
-    fronts: tuple[str, ...] = ("native", "torchserve")
+    fronts: tuple[str, ...] = ("native", "torchserve", "torchserve-torch")
     rounds: int = 5
     seconds: int = 3  # of load, for each quantity of each front in each round
     warm_up: int = 8  # seconds; TorchServe's Java gains a quarter of its throughput as it compiles itself

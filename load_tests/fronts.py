@@ -50,23 +50,40 @@ def torchserve(model: Model, folder: Path) -> Iterator[server.Server]:
     Its start includes packing the archive, as users wait for that too.
     """
     started = perf_counter()
-    akin, archive = _akin(Path(sys.executable)), str((folder / "encoder.mar").resolve())
-    packed = [*akin, "archive", *model.arguments, "--out", archive]
-    done = subprocess.run(
-        packed, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    if done.returncode:
-        raise server.ServerError(f"the archive could not be made: {done.stdout.strip()}")
-    command = [*akin, "torchserve", "--archive", archive, "--gallery", str((folder / "gallery").resolve())]
+    archive = str((folder / "encoder.mar").resolve())
+    _akin_verb(folder, "archive", *model.arguments, "--out", archive)
+    gallery = str((folder / "gallery").resolve())
+    command = [*_akin(Path(sys.executable)), "torchserve", "--archive", archive, "--gallery", gallery]
     packed_s = perf_counter() - started
     with server.running(command, folder, _has_announced_itself) as ready:
         yield replace(ready, ready_s=packed_s + ready.ready_s)
 
 
+@contextmanager
+def torchserve_torch(model: Model, folder: Path) -> Iterator[server.Server]:
+    """`make torchserve RUNTIME=torch`: torch's own int8, which make keeps, so built before the clock runs."""
+    store = (folder / "torch").resolve()
+    weights = str((model.store / f"{model.name}.safetensors").resolve())
+    built = ("--runtime", "torch", "--weights", weights, "--name", model.name, "--out", str(store))
+    _akin_verb(folder, "export", *built)
+    with torchserve(replace(model, store=store), folder) as ready:
+        yield ready
+
+
 FRONTS: dict[str, Callable[[Model, Path], AbstractContextManager[server.Server]]] = {
     "native": native,
     "torchserve": torchserve,
+    "torchserve-torch": torchserve_torch,
 }
+
+
+def _akin_verb(folder: Path, *words: str) -> None:
+    done = subprocess.run(
+        [*_akin(Path(sys.executable)), *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise server.ServerError(f"akin {words[0]} failed: {done.stdout.strip()}")
 
 
 def _akin(python: Path) -> Sequence[str]:

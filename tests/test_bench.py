@@ -80,10 +80,10 @@ def wrk_there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def result(wrk_there: None, seeded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a whole run, short, of all fronts, with a smaller photo in the camera's place."""
+    """Folder of a whole short run of the fronts that a model without weights has; a smaller photo stands in."""
     folder = tmp_path_factory.mktemp("bench")
     photo = photos.Photo(encode(scene(800, 600), quality=92), "a small stand-in")
-    quick = ["--rounds", "1", "--seconds", "1", "--warm-up", "1"]
+    quick = ["--rounds", "1", "--seconds", "1", "--warm-up", "1", "--fronts", "native", "torchserve"]
     arguments = [*quick, "--model-store", str(seeded_store), "--environment", sys.prefix]
     written = ["--out", str(folder / "bench.json"), "--markdown", str(folder / "bench.md")]
     with pytest.MonkeyPatch.context() as patch:
