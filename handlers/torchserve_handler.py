@@ -51,6 +51,7 @@ class EncoderHandler:
         replies = answer_batch(self._service, requests)
         for number, reply in enumerate(replies):
             context.set_response_content_type(number, "application/json")
+            context.set_response_header(number, "akin-provider", self._service.encoder.provider)
             context.set_response_status(reply.status, idx=number)
         return [reply.payload for reply in replies]
 

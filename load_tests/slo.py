@@ -14,7 +14,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -128,26 +128,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ask(url: str, path: str) -> dict[str, Any]:
-    """Model and execution provider, as far as the server says them. One that answers with errors says nothing."""
+    """Model and execution provider, as far as the server says them: TorchServe's handler names its provider in a
+    header, the native front at `/`. One that answers with errors says nothing."""
     photo = encode(scene(96, 96), quality=90)
-    answer = _fetch(Request(url + path, photo, {"content-type": "application/octet-stream"}))
-    return {
-        "model": answer.get("model", "not said"),
-        "provider": _fetch(Request(f"{url}/")).get("provider", "not said"),
-    }
+    answer, headers = _fetch(Request(url + path, photo, {"content-type": "application/octet-stream"}))
+    provider = headers.get("akin-provider") or _fetch(Request(f"{url}/"))[0].get("provider", "not said")
+    return {"model": answer.get("model", "not said"), "provider": provider}
 
 
-def _fetch(request: Request) -> dict[str, Any]:
-    """The JSON object of an answer, empty where it is none; `ServerError` where nobody answers."""
+def _fetch(request: Request) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The JSON object of an answer and its headers, empty where it is none; `ServerError` where nobody answers."""
     try:
         with _direct.open(request, timeout=ASK_SECONDS) as response:
-            found = json.loads(response.read())
+            found, headers = json.loads(response.read()), response.headers
     except (HTTPError, ValueError):
-        return {}
+        return {}, {}
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise server.ServerError(f"nothing answers at {request.full_url} ({reason}); is the server up?") from error
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}, headers
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def test_a_photo_gets_the_answer_of_the_native_front(
 ) -> None:
     answer = post(torchserve, content=photo, headers={"akin-k": "5"})
     assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["akin-provider"] == "CPUExecutionProvider"
     assert_same(answer.json(), post(native, content=photo, params={"k": 5}).json())
     assert np.dot(answer.json()["embedding"], vector_of(encoder, photo)) >= 0.9999
     assert len(answer.json()["neighbors"]) == 5
