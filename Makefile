@@ -9,6 +9,7 @@ IMAGES ?=
 PRESET ?= cpu
 MINUTES ?=
 DATA ?=
+NAME ?=
 RUNTIME ?= onnx
 WORKERS ?=
 TOKEN_AUTH ?=
@@ -31,10 +32,10 @@ images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 option = $(if $($(1)),--$(2) "$($(1))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full serve index train evaluate export torchserve bench load-test test test-long lint clean distclean
+.PHONY: help setup setup-full serve index train speedrun ablate evaluate export torchserve bench bench-training load-test test test-long lint clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(serving) ## what serving needs, into .venv (GPU=1 for CUDA)
 setup-full: $(full) ## what training, export and tests need, into .venv-full (6 GB)
@@ -54,8 +55,15 @@ train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA=folder
 	@exec .venv-full/bin/akin pretrain \
 		$(call option,PRESET,preset) $(call option,MINUTES,minutes) $(call option,DATA,data) $(ARGS)
 
-evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder
-	@exec .venv-full/bin/akin evaluate $(ARGS)
+speedrun: $(full) ## eight minutes of training and one honest line: DATA=folder
+	@exec .venv-full/bin/akin speedrun $(call option,DATA,data) $(call option,MINUTES,minutes) $(ARGS)
+
+ablate: $(full) ## what one knob changes: NAME=temperature|optimizer|augmentation|batch|head MINUTES=2 DATA=folder
+	@exec .venv-full/bin/akin ablate "$(or $(NAME),$(error make ablate needs NAME=, such as temperature))" \
+		$(call option,MINUTES,minutes) $(call option,DATA,data) $(ARGS)
+
+evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder: DATA=folder
+	@exec .venv-full/bin/akin evaluate $(call option,DATA,data) $(ARGS)
 
 export: $(full) ## the trained encoder into model_store: ONNX, int8, manifest, cards
 	@exec .venv-full/bin/akin export $(ARGS)
@@ -69,6 +77,9 @@ torchserve: $(full) $(if $(filter torch,$(RUNTIME)),var/torch/encoder.json) ## a
 	@.venv-full/bin/akin archive $(if $(filter torch,$(RUNTIME)),--model-store var/torch)
 	@exec .venv-full/bin/akin torchserve --port $(PORT) $(call option,WORKERS,workers) \
 		$(if $(filter 1,$(TOKEN_AUTH)),--token-auth) $(ARGS)
+
+bench-training: $(full) ## measure a training step against the bare network: PRESET=cpu DATA=folder
+	@exec .venv-full/bin/python -m load_tests.bench_training $(call option,PRESET,preset) $(call option,DATA,data) $(ARGS)
 
 bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)

@@ -123,6 +123,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 VERBS = {
     "pretrain": Verb(main_of("training.pretrain"), "train an encoder on images without labels", FULL),
     "evaluate": Verb(main_of("training.evaluate"), "linear probe and nearest neighbours on STL-10", FULL),
+    "speedrun": Verb(main_of("training.speedrun"), "eight minutes of training, one honest line", FULL),
+    "ablate": Verb(main_of("training.ablate"), "what one knob changes: runs, table and plot", FULL),
+    "map": Verb(main_of("training.maps"), "pictures: t-SNE of embeddings, nearest neighbours", FULL),
     "export": Verb(main_of("export.__main__"), "write model_store/: ONNX, int8, manifest, cards", FULL),
     "archive": Verb(main_of("export.archive"), "pack the encoder for TorchServe: var/encoder.mar", FULL),
     "info": Verb(info, "what the model in model_store/ is, and its measured quality"),

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from encoder.golden import Golden, golden_batch
-from encoder.manifest import Artifact, GallerySeed, Manifest, ManifestError, model_digest
+from encoder.manifest import Artifact, GallerySeed, Manifest, model_digest
 from encoder.session import Embedded, open_session, run
 from export.card import model_card
 from export.fidelity import HELD_OUT, Budget, compare
@@ -39,13 +39,14 @@ from images.spec import PreprocessSpec
 from images.stl10 import CLASS_NAMES
 from training import knobs
 from training.backbone import Backbone
-from training.evaluate import Embed, Split, embed_images, load_backbone, on_test, read_split, torch_embedder
+from training.checkpoint import load_backbone
+from training.evaluate import Embed, Split, embed_images, on_test, read_split, torch_embedder
 from training.probe import fit_probe, percent
+from training.provenance import described, story_of
 
 BATCH = 100
 GOLDEN_SEEDS = range(8)
 DEFAULT_SIZE = 64
-NO_RECIPE = ("data", "out", "resume", "check", "limit", "device")  # knobs that say nothing about the weights
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Export:
     name: str = "encoder"  # of the files
     target: Literal["x86", "arm", "tensorrt", "cuda"] = "x86"  # the machine it is to be fast on
     runtime: Literal["onnx", "torch"] = "onnx"  # torch: its own int8, for x86, with the shipped artifact's ranges
-    model: str = "simclr-resnet18"  # name that answers carry
+    model: str = ""  # name that answers carry (default: the method and resnet18)
     size: int = 0  # side of the served image in pixels; 0: as exported before, else 64
     calibration: int = 300  # train images that set the int8 ranges
+    calibrator: Literal["minmax", "percentile", "entropy"] = "minmax"  # how they set them
     test: bool = False  # measure on the test split, once, for the card
     trained_on: str = ""  # what the pretraining images were and their licence, for the card
 
@@ -107,37 +109,19 @@ def fitted_probe(weights: Path, backbone: Backbone, train: Split) -> tuple[nn.Li
     layer = linear_of(probe)
     if weights.suffix == ".safetensors":  # the weights' own probe: the digest stays what it was
         state = load_file(weights)
+        if (stored := state["probe.weight"].shape) != layer.weight.shape:
+            raise SystemExit(
+                f"{weights} holds a probe of {stored[0]} classes and {stored[1]} dimensions, the data has "
+                f"{len(layer.weight)} classes and the backbone {layer.in_features} dimensions; export the checkpoint"
+            )
         layer.load_state_dict({"weight": state["probe.weight"], "bias": state["probe.bias"]})
     return layer, probe.strength, probe.cross_validated
 
 
-def described(weights: Path) -> Manifest | None:
-    """The manifest beside exported weights, if they are the ones it describes."""
-    try:
-        manifest = Manifest.read(weights.parent, weights.stem)
-    except ManifestError:  # perhaps what this export is to mend
-        return None
-    return manifest if manifest.model_digest == model_digest(weights, manifest.preprocess) else None
-
-
 def provenance(weights: Path, before: Manifest | None, trained_on: str) -> dict[str, Any]:
-    """How the weights came to be: from the checkpoint, or from the manifest `before` of exported weights."""
-    if weights.suffix == ".safetensors":
-        story = before.provenance if before else {"weights": weights.name}
-        return story | ({"data": trained_on} if trained_on else {})
-    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
-    recipe = json.loads(checkpoint["knobs"])
-    return {
-        "objective": "SimCLR, decoupled (DCL)" if recipe["decoupled"] else "SimCLR (NT-Xent)",
-        "data": trained_on or ", ".join(recipe["data"]),
-        "initialisation": "random",
-        "labels": "none; the probe alone saw labels",
-        **checkpoint["progress"],
-        **checkpoint["made"],
-        "recipe": {
-            key: recipe[key] for key in sorted(recipe.keys() - {"data", "resume", "check", "out", "limit", "device"})
-        },
-    }
+    """How the weights came to be; `before` is the manifest of exported weights."""
+    told = before.provenance if before else story_of(weights)
+    return told | ({"data": trained_on} if trained_on else {})
 
 
 def held_out_and_calibration(images: int, calibration: int) -> tuple[np.ndarray, np.ndarray]:
@@ -206,10 +190,10 @@ def export(config: Export) -> Manifest:
         if target.scheme is None:
             to_onnx(in_half(served), spec.size, small)
         else:
-            quantize(fp32, small, split.images[calibration], target.scheme)
+            quantize(fp32, small, split.images[calibration], target.scheme, config.calibrator)
         print("graphs written; embedding the train split with both", flush=True)
         train = measure(split, fp32, small)
-        fidelity = compare(train.fp32, train.small, train.labels, held_out, strength)
+        fidelity = compare(train.fp32, train.small, train.labels, held_out, strength, cross_validated=True)
         if not target.measured_here:
             print(f"on this CPU, which simulates {target.provider}; there it is unmeasured", flush=True)
         print(json.dumps(fidelity.to_json(target.precision)), flush=True)
@@ -224,7 +208,7 @@ def export(config: Export) -> Manifest:
             metrics["test"] = test_metrics(train, test, strength, blank)
         golden = run(open_session(small), golden_batch([Golden(s, ()) for s in GOLDEN_SEEDS], spec.size)).vectors
         manifest = Manifest(
-            model=config.model,
+            model=config.model or f"{story.get('recipe', {}).get('method', 'simclr')}-resnet18",
             model_digest=model_digest(source, spec),
             dimension=train.small.vectors.shape[1],
             class_names=CLASS_NAMES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 BATCH = 50
@@ -19,6 +19,11 @@ BATCH = 50
 # normalisation and the probe behind the last.
 QUANTIZED = ["Conv", "Add", "MaxPool", "GlobalAveragePool", "Relu"]
 DESCRIPTION = "static QDQ per channel, U8S8"
+CALIBRATORS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,11 @@ def only_errors_logged() -> Iterator[None]:
         root.setLevel(level)
 
 
-def quantize(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme = U8S8) -> None:
-    """Reads the graph `fp32`, writes `int8`. calibration: (N, size, size, 3) uint8, real training images."""
+def quantize(
+    fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme = U8S8, calibrator: str = "minmax"
+) -> None:
+    """Reads the graph `fp32`, writes `int8`. calibration: (N, size, size, 3) uint8, real training images;
+    calibrator: one of CALIBRATORS, how their activations become ranges."""
     with tempfile.TemporaryDirectory() as folder, only_errors_logged():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
@@ -66,6 +74,7 @@ def quantize(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme = U
             Batches(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            calibrate_method=CALIBRATORS[calibrator],
             activation_type=scheme.activation,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=QUANTIZED,

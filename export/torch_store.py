@@ -21,7 +21,8 @@ from encoder.torch_runtime import open_torch_session
 from export.fidelity import Budget, Fidelity, compare
 from export.graph import Served
 from export.to_torch_int8 import DESCRIPTION, RangeError, read_ranges, to_torch_int8
-from training.evaluate import Split, load_backbone
+from training.checkpoint import load_backbone
+from training.evaluate import Split
 from training.probe import fit_probe
 
 BATCH = 100
@@ -92,7 +93,7 @@ def measure(served: Served, session: Session, evidence: HeldOut) -> Fidelity:
     with torch.no_grad():
         fp32 = joined([Embedded(*(x.numpy() for x in served(torch.from_numpy(batch)))) for batch in batches])
     int8 = joined([run(session, batch) for batch in batches])
-    return compare(fp32, int8, labels, evidence.rows, fit_probe(fp32.vectors, labels).strength)
+    return compare(fp32, int8, labels, evidence.rows, fit_probe(fp32.vectors, labels).strength, cross_validated=True)
 
 
 def joined(parts: list[Embedded]) -> Embedded:

@@ -27,4 +27,5 @@ def write_weights(path: Path, backbone: Backbone, probe: nn.Linear) -> None:
         for name, value in state.items()
         if value.is_floating_point()
     }
-    save_file(tensors, path, metadata={"stem": backbone.stem})
+    kind = {"stem": backbone.stem} | ({"norm": backbone.norm} if backbone.norm != "batch" else {})
+    save_file(tensors, path, metadata=kind)

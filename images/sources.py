@@ -1,6 +1,6 @@
-"""Where images come from: folders, tar and zip archives, STL-10's binaries and .npy arrays, one face.
+"""Where images come from: folders, archives, parquet, .npy arrays, STL-10's and CIFAR-10's files, one face.
 
-    source = open_source("photos/")                     # or .zip, .tar.gz, .npy, stl10_binary/
+    source = open_source("photos/")                     # or .zip, .tar.gz, .parquet, .npy, stl10_binary/
     for id, pixels, label in decoded(source, spec, on_error=lambda id, error: print(id, error)):
         ...
 
@@ -17,20 +17,28 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from images import stl10
+from images import parquet
 from images.decode import MAX_BYTES, ImageError, decode, resize
+from images.folders import DATA_SETS, PACKED, hidden, is_single, parts
 from images.spec import PreprocessSpec
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError)
+NAME_A_SOURCE = "name a folder, .zip, .tar, .tar.gz, .parquet or .npy"
 
 
 class SourceError(Exception):
     """A path that holds no images we can read."""
+
+
+class PackageMissing(SourceError):
+    """A path that only another environment can read."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +71,66 @@ class Decoded(NamedTuple):
 
 
 def open_source(path: Path | str, split: str | None = None) -> Source:
-    """The images at `path`. Only STL-10 has splits; without one its train split is taken.
+    """The images at `path`. Data sets have splits; without one their train split is taken.
 
-    - folder: every file below it in sorted order, ids are paths relative to it; names with a leading
-      dot are left out
-    - folder of STL-10, or one that holds `stl10_binary/` or `stl10-SPLIT.zip`
+    - folder of STL-10 or CIFAR-10, or one that holds `stl10_binary/`, `cifar-10-batches-bin/` or `-py/`; with a
+      split also one that holds `stl10-SPLIT.zip` or parquet shards, of which those of the split are read
+    - any other folder: every file below it in sorted order, ids are paths relative to it; names with a leading dot
+      are left out. An archive below it gives its images, their ids prefixed by its path
     - tar (compressed or not) and zip: their files in archive order, ids are the names in the archive,
       which are never opened on disk. Where `class_names.txt` lies beside the archive, a name such as
       `00042.7.webp` carries its label, 7
+    - .parquet: see images/parquet.py; ids are row numbers
     - .npy: (N, H, W, 3) uint8, mapped rather than read; ids are row numbers
     """
     path = Path(path)
     if path.is_dir():
-        if folder := stl10.find(path):
-            return _stl10(folder, split or "train")
+        for data_set in DATA_SETS:
+            if folder := data_set.find(path):
+                return _data_set(data_set, folder, split or "train")
         if split is None:
-            return _folder(path)
+            return open_parts(path, parts(path))
+        if not (path / f"stl10-{split}.zip").exists():
+            return _shards(path, split)
         path = path / f"stl10-{split}.zip"
     if not path.exists():
-        raise SourceError(f"{path} does not exist; name a folder, .zip, .tar, .tar.gz or .npy with images")
+        raise SourceError(f"{path} does not exist; {NAME_A_SOURCE} with images")
+    if path.name in PACKED:
+        raise SourceError(f"{path} is packed: run `tar xf` on it, and name the folder {PACKED[path.name]}")
     if path.suffix == ".npy":
         return _array(path)
+    if path.suffix == ".parquet":
+        return _parquet(path)
     if zipfile.is_zipfile(path):
         return _zip(path)
     if tarfile.is_tarfile(path):
         return _tar(path)
-    raise SourceError(f"{path} is not a source of images; name a folder, .zip, .tar, .tar.gz or .npy")
+    raise SourceError(f"{path} is not a source of images; {NAME_A_SOURCE}")
+
+
+def open_parts(folder: Path, found: Iterable[Path]) -> Source:
+    """Some of `parts(folder)` as one source. Ids are paths relative to the folder, those of an archive's images
+    prefixed by its path; classes are those of all parts, each once. An archive that holds no images counts as an
+    image that cannot be read."""
+    sources: list[tuple[str, Source]] = []
+    for single, group in groupby(found, key=is_single):
+        if single:
+            sources.append(("", _files(folder, group)))
+        else:
+            sources += [(part.relative_to(folder).as_posix(), _part(part)) for part in group]
+    class_names = tuple(dict.fromkeys(name for _, source in sources for name in source.class_names))
+
+    def items() -> Iterator[Item]:
+        for prefix, source in sources:
+            numbers = [class_names.index(name) for name in source.class_names]
+            for item in source:
+                label = item.label
+                if class_names and label is not None:  # a label without a name has none among those with names
+                    label = numbers[label] if numbers else None
+                yield Item("/".join(filter(None, (prefix, item.id))), item.data, label)
+
+    counts = [source.count for _, source in sources if source.count is not None]
+    return Source(items, sum(counts) if len(counts) == len(sources) else None, class_names)
 
 
 def pixels(item: Item, spec: PreprocessSpec) -> np.ndarray:
@@ -131,16 +173,33 @@ def _started_ahead(
     yield from waiting
 
 
-def _folder(path: Path) -> Source:
-    names = sorted(
-        file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.is_file() and not _hidden(file.relative_to(path).as_posix())
-    )
+def _shards(folder: Path, split: str) -> Source:
+    shards = [part for part in parts(folder) if parquet.in_split(part.relative_to(folder), split)]
+    if not shards:
+        raise SourceError(
+            f"{folder} has no split {split!r}: neither STL-10's or CIFAR-10's files, nor stl10-{split}.zip, nor "
+            f"parquet files whose names begin with {split}"
+        )
+    return open_parts(folder, shards)
+
+
+def _part(part: Path) -> Source:
+    try:
+        return open_source(part)
+    except PackageMissing:
+        raise
+    except SourceError as error:
+        if part.is_dir():
+            raise
+        return Source(partial(iter, [Item("", ImageError(415, str(error)))]), 1)
+
+
+def _files(folder: Path, files: Iterable[Path]) -> Source:
+    names = [file.relative_to(folder).as_posix() for file in files]
 
     def items() -> Iterator[Item]:
         for name in names:
-            yield Item(name, _read(partial(io.FileIO, path / name)))
+            yield Item(name, _read(partial(io.FileIO, folder / name)))
 
     return Source(items, len(names))
 
@@ -148,7 +207,7 @@ def _folder(path: Path) -> Source:
 def _zip(path: Path) -> Source:
     class_names = _class_names(path)
     with zipfile.ZipFile(path) as archive:
-        members = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
+        members = [info for info in archive.infolist() if not info.is_dir() and not hidden(info.filename)]
 
     def items() -> Iterator[Item]:
         with zipfile.ZipFile(path) as archive:
@@ -166,7 +225,7 @@ def _tar(path: Path) -> Source:
         try:
             with tarfile.open(path) as archive:
                 for info in archive:
-                    if info.isfile() and not _hidden(info.name):
+                    if info.isfile() and not hidden(info.name):
                         data = _read(partial(archive.extractfile, info))
                         yield Item(info.name, data, _label(info.name, class_names))
         except READ_ERRORS as error:
@@ -187,17 +246,36 @@ def _array(path: Path) -> Source:
     return Source(lambda: (Item(str(row), image) for row, image in enumerate(images)), len(images))
 
 
-def _stl10(folder: Path, split: str) -> Source:
+def _data_set(data_set: ModuleType, folder: Path, split: str) -> Source:
     try:
-        images, labels = stl10.read(folder, split)
-    except (FileNotFoundError, ValueError) as error:
+        images, labels = data_set.read(folder, split)
+    except (OSError, ValueError) as error:
         raise SourceError(str(error)) from error
 
     def items() -> Iterator[Item]:
         for row, image in enumerate(images):
             yield Item(f"{split}/{row:05d}", image, None if labels is None else int(labels[row]))
 
-    return Source(items, len(images), stl10.CLASS_NAMES)
+    return Source(items, len(images), data_set.CLASS_NAMES)
+
+
+def _parquet(path: Path) -> Source:
+    try:
+        table = parquet.describe(path)
+    except ModuleNotFoundError as error:
+        raise PackageMissing(f"{path} needs {error.name}; run from .venv-full (make setup-full)") from error
+    except READ_ERRORS as error:
+        raise SourceError(f"{path} is not a parquet file of images: {error}") from error
+
+    def items() -> Iterator[Item]:
+        try:
+            for number, (data, label) in enumerate(parquet.rows(path, table)):
+                nothing = ImageError(400, "the row holds no bytes of an image; embed the images in the file")
+                yield Item(str(number), nothing if data is None else data, label)
+        except READ_ERRORS as error:
+            raise SourceError(f"{path} is damaged from here on: {error}; replace the file") from error
+
+    return Source(items, table.rows, table.class_names)
 
 
 def _read(open_file: Callable[[], IO[bytes] | None]) -> bytes | ImageError:
@@ -211,11 +289,6 @@ def _read(open_file: Callable[[], IO[bytes] | None]) -> bytes | ImageError:
         return ImageError(400, f"cannot be read: {error or type(error).__name__}; replace the file")
 
 
-def _hidden(name: str) -> bool:
-    """Names such as .DS_Store, .git/ and ._photo.jpg, which are nobody's pictures."""
-    return any(part.startswith(".") and part not in (".", "..") for part in PurePosixPath(name).parts)
-
-
 def _class_names(archive: Path) -> tuple[str, ...]:
     names = archive.with_name("class_names.txt")
     return tuple(names.read_text().split()) if names.exists() else ()
@@ -223,10 +296,10 @@ def _class_names(archive: Path) -> tuple[str, ...]:
 
 def _label(name: str, class_names: tuple[str, ...]) -> int | None:
     """7 for `00042.7.webp` in an archive whose classes are known."""
-    parts = PurePosixPath(name).name.split(".")
-    if not class_names or len(parts) != 3 or not parts[1].isdecimal():
+    fields = PurePosixPath(name).name.split(".")
+    if not class_names or len(fields) != 3 or not fields[1].isdecimal():
         return None
-    label = int(parts[1])
+    label = int(fields[1])
     if label >= len(class_names):
         raise SourceError(
             f"{name} carries label {label}, but class_names.txt has only {len(class_names)} names"

@@ -17,8 +17,9 @@ from training.monitor import Monitor
 class SmallBackbone(nn.Module):
     """Takes the place of training.backbone.Backbone."""
 
-    def __init__(self, stem: str) -> None:
+    def __init__(self, stem: str = "standard", norm: str = "batch") -> None:
         super().__init__()
+        self.stem, self.norm = stem, norm
         self.net = nn.Sequential(
             nn.Conv2d(3, 8, kernel_size=3, stride=2, bias=False),
             nn.BatchNorm2d(8),

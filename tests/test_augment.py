@@ -1,5 +1,6 @@
 """Batched augmentation, held step by step against torchvision's operations on single images."""
 
+import itertools
 import math
 
 import numpy as np
@@ -57,6 +58,45 @@ def test_crop_and_resize_equal_torchvision_on_each_image(size: int) -> None:
         torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
 
 
+def test_flips_and_quarter_turns_equal_torchvision_on_each_image() -> None:
+    cases = list(itertools.product((False, True), (False, True), range(4)))
+    x, box = floats(1, 40).repeat(len(cases), 1, 1, 1), torch.tensor([[3, 5, 30, 21]]).repeat(len(cases), 1)
+    across, down, turns = (torch.tensor(column) for column in zip(*cases, strict=True))
+    found = augment.crop_resize(x, box.float(), across, 24, down, turns)
+    for image, ours, (mirrored, upside_down, turn) in zip(x, found, cases, strict=True):
+        expected = tv.resized_crop(image, *box[0].tolist(), [24, 24], antialias=True)
+        expected = tv.horizontal_flip(expected) if mirrored else expected
+        expected = tv.vertical_flip(expected) if upside_down else expected
+        torch.testing.assert_close(ours, tv.rotate(expected, 90 * turn), atol=2e-5, rtol=0)
+    assert distinct(found) == 8  # the symmetries of the square
+
+
+def test_turns_need_no_vertical_flip_and_a_vertical_flip_no_turns() -> None:
+    x, box, never = floats(4, 16), torch.tensor([[0, 0, 16, 16]]).repeat(4, 1).float(), torch.zeros(4).bool()
+    turned = augment.crop_resize(x, box, never, 16, turns=torch.arange(4))
+    for image, ours, turn in zip(x, turned, range(4), strict=True):
+        torch.testing.assert_close(ours, tv.rotate(image, 90 * turn), atol=1e-6, rtol=0)
+    torch.testing.assert_close(augment.crop_resize(x, box, never, 16, ~never), x.flip(-2), atol=1e-6, rtol=0)
+
+
+def test_all_three_turns_are_equally_likely() -> None:
+    counts = augment.quarter_turns(6000, 0.75, randomness()).bincount(minlength=4)
+    assert len(counts) == 4
+    assert (counts - 1500).abs().max() < 5 * 34  # 34: standard deviation of a count
+
+
+def test_a_seed_keeps_its_views_where_the_newer_steps_are_off() -> None:
+    canvas, aug = pictures(5, 40), Augmentation(size=24)
+    draws = randomness()  # in the order that the shipped encoder was trained with
+    box = augment.crop_boxes(sides(canvas), aug.scale, aug.ratio, draws)
+    x = augment.crop_resize(canvas.float() / 255, box, draws.happens(5, aug.flip), aug.size)
+    x = augment.color_jitter(x, aug, draws)
+    x = torch.where(draws.happens(5, aug.grayscale).view(-1, 1, 1, 1), augment.grayscale(x), x)
+    sigma = draws.uniform((5,), *aug.sigma)
+    x = augment.gaussian_blur(x, torch.where(draws.happens(5, aug.blur), sigma, 0))
+    assert torch.equal(views(aug, canvas), x)
+
+
 def test_a_whole_image_at_its_own_size_comes_back_unchanged() -> None:
     canvas = pictures(3, 32)
     torch.testing.assert_close(views(PLAIN, canvas), canvas.float() / 255, atol=1e-6, rtol=0)
@@ -110,6 +150,13 @@ def test_hue_equals_torchvision_also_for_gray_black_and_pure_colours() -> None:
 def test_grayscale_equals_torchvision() -> None:
     x = floats(2, 24)
     torch.testing.assert_close(augment.grayscale(x), tv.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0)
+
+
+def test_solarization_equals_torchvision_also_at_one_half() -> None:
+    x = floats(3, 24)
+    x[0, :, 0, :3] = torch.tensor([0.0, 0.5, 1.0])
+    torch.testing.assert_close(augment.solarize(x), torch.stack([tv.solarize(i, 0.5) for i in x]), atol=0, rtol=0)
+    assert augment.solarize(x)[0, 0, 0, :3].tolist() == [0.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("size", [16, 48, 96])
@@ -208,7 +255,7 @@ def test_equal_images_of_one_batch_come_out_all_different(aug: Augmentation) -> 
     assert distinct(views(aug, pictures(1, 32).repeat(8, 1, 1, 1))) == 8
 
 
-@pytest.mark.parametrize("change", [{"flip": 0.5}, {"grayscale": 0.5}])
+@pytest.mark.parametrize("change", [{name: 0.5} for name in ("flip", "vertical_flip", "grayscale", "solarize")])
 def test_chances_are_taken_for_each_image_by_itself(change: dict[str, float]) -> None:
     aug = Augmentation(
         **({"size": 16, "scale": (1, 1), "ratio": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0} | change)
@@ -247,9 +294,13 @@ def test_probability_zero_does_nothing_and_one_always_does_it() -> None:
     torch.testing.assert_close(views(PLAIN, canvas), x, atol=1e-6, rtol=0)
     always = {"size": 32, "scale": (1, 1), "ratio": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
     torch.testing.assert_close(views(Augmentation(**always | {"flip": 1}), canvas), x.flip(-1), atol=1e-6, rtol=0)
+    upside_down = views(Augmentation(**always | {"vertical_flip": 1}), canvas)
+    torch.testing.assert_close(upside_down, x.flip(-2), atol=1e-6, rtol=0)
+    inverted = views(Augmentation(**always | {"solarize": 1}), canvas)
+    torch.testing.assert_close(inverted, tv.solarize(x, 0.5), atol=1e-6, rtol=0)
     gray = views(Augmentation(**always | {"grayscale": 1}), canvas)
     torch.testing.assert_close(gray, tv.rgb_to_grayscale(x, 3), atol=1e-5, rtol=0)
-    for change in ({"jitter": 1}, {"blur": 1, "sigma": (1.0, 2.0)}):
+    for change in ({"jitter": 1}, {"blur": 1, "sigma": (1.0, 2.0)}, {"rotate": 1}):
         changed = (views(Augmentation(**always | change), canvas) - x).abs().amax(dim=(1, 2, 3))
         assert changed.min() > 1e-3
 
@@ -266,7 +317,10 @@ def test_a_view_stays_in_the_range_of_pixels() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"flip": 1.5}, {"blur": -0.1}, {"scale": (0.5, 0.2)}, {"scale": (0, 1)}, {"ratio": (2, 3)}, {"hue": 0.7}],
+    [
+        *({"flip": 1.5}, {"blur": -0.1}, {"vertical_flip": 2}, {"rotate": 90}, {"solarize": -1}),
+        *({"scale": (0.5, 0.2)}, {"scale": (0, 1)}, {"ratio": (2, 3)}, {"hue": 0.7}),
+    ],
 )
 def test_strengths_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -8,7 +8,6 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 
 from training import knobs
-from training.augment import Augmentation
 from training.recipes import PRESETS, Pretrain
 
 
@@ -18,7 +17,7 @@ def parse(*argv: str) -> Pretrain:
 
 def every_flag(default: object, prefix: str = "") -> list[tuple[str, tuple[str, ...], list[str], object]]:
     """For each field: its name, its path, a command line that changes it, and the value that this gives."""
-    other = {"data": ("a", "b.zip"), "out": "elsewhere", "device": "cpu"}
+    other = {"data": ("a", "b.zip"), "out": "elsewhere", "device": "cpu", "init": "x.pt", "watch": "labelled"}
     other |= {"scale": (0.25, 0.5), "ratio": (0.5, 1.5), "sigma": (1.0, 3.0)}
     cases = []
     for field in fields(default):
@@ -34,7 +33,8 @@ def every_flag(default: object, prefix: str = "") -> list[tuple[str, tuple[str, 
         if choices := [choice for choice in get_args(kind) if isinstance(choice, str)]:
             value: object = next(choice for choice in choices if choice != now)
         else:
-            value = other.get(field.name, now + 1 if isinstance(now, int) else 0.3125)
+            numbers = 0.3125 if isinstance(now, float) else now + 1 if isinstance(now, int) else None
+            value = other[field.name] if numbers is None else numbers
         words = [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
         cases.append((flag, path, [flag, *words], value))
     return cases
@@ -48,15 +48,18 @@ def test_every_field_is_a_flag_and_touches_nothing_else(
 ) -> None:
     found, default = parse(*argv), Pretrain()
     if len(path) == 2:
-        expected = replace(default, view=replace(default.view, **{path[1]: value}))
+        expected = replace(default, **{path[0]: replace(getattr(default, path[0]), **{path[1]: value})})
     else:
         expected = replace(default, **{path[0]: value})
     assert found == expected
     assert found != default
 
 
-def test_there_is_a_flag_for_every_field_of_the_run_and_of_a_view() -> None:
-    assert len(every_flag(Pretrain())) == len(fields(Pretrain)) - 1 + len(fields(Augmentation))
+def test_there_is_a_flag_for_every_field_of_the_run_its_view_and_its_methods() -> None:
+    nested = [getattr(Pretrain(), field.name) for field in fields(Pretrain)]
+    nested = [value for value in nested if is_dataclass(value)]
+    expected = len(fields(Pretrain)) - len(nested) + sum(len(fields(value)) for value in nested)
+    assert len(nested) >= 5 and len(every_flag(Pretrain())) == expected
 
 
 def test_no_flag_gives_the_defaults_and_a_preset_its_own() -> None:
@@ -136,8 +139,14 @@ def test_help_shows_the_defaults_of_the_preset_it_is_asked_for(help_of: Callable
 
 
 def test_every_knob_explains_itself() -> None:
-    for kind in (Pretrain, Augmentation):
-        named = {field.name for field in fields(kind)} - {"view"}
+    nested = {
+        field.name: type(value)
+        for field in fields(Pretrain)
+        if is_dataclass(value := getattr(Pretrain(), field.name))
+    }
+    assert {"view", "moco"} <= nested.keys()
+    for kind in (Pretrain, *nested.values()):
+        named = {field.name for field in fields(kind)} - nested.keys()
         assert named - set(knobs.comments(kind)) == set()
 
 

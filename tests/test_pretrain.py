@@ -20,16 +20,20 @@ from tests.pictures import scene
 from tests.small_run import SmallBackbone
 from training import pretrain
 from training.augment import Augmentation
+from training.checkpoint import Run
 from training.data import Pool, load_pool
 from training.monitor import Monitor
-from training.pretrain import Run, batches, progress, rate_factor, train
+from training.pretrain import orders, train
 from training.recipes import PRESETS, Pretrain
+from training.schedule import rate_factor
 
 ROOT = Path(__file__).parents[1]
 REAL_IMAGES = ROOT.parent / "shared" / "data" / "stl10-train.zip"
 CPU = torch.device("cpu")
 VIEW = Augmentation(size=16)
-SMALL = Pretrain(hidden=16, output=8, batch=8, view=VIEW, precision="fp32", log_every=1, device="cpu", epochs=15)
+SMALL = Pretrain(
+    hidden=16, output=8, batch=8, view=VIEW, precision="fp32", log_every=1, device="cpu", epochs=15, tensorboard=False
+)
 KILLED_IN_SAVE = 36
 
 
@@ -119,28 +123,6 @@ def test_our_presets_give_matrices_to_muon_and_vectors_to_sgd(preset: str) -> No
 # Schedule
 
 
-@pytest.mark.parametrize(
-    "done, warmup, expected",
-    [
-        *((0, 0, 1), (1 / 3, 0, 0.75), (0.5, 0, 0.5), (1, 0, 0)),
-        *((0, 0.1, 0.01), (0.05, 0.1, 0.5), (0.1, 0.1, 1), (0.55, 0.1, 0.5), (1, 0.1, 0)),
-    ],
-)
-def test_the_learning_rate_rises_and_follows_half_a_cosine(done: float, warmup: float, expected: float) -> None:
-    assert rate_factor(done, warmup) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.usefixtures("small_network")
-def test_progress_is_by_steps_or_by_the_clock_where_minutes_are_given() -> None:
-    run = pretrain.start(SMALL, CPU)
-    run.step, run.seconds = 25, 30.0
-    assert progress(run, steps=100) == 0.25
-    run.knobs = replace(SMALL, minutes=2)
-    assert progress(run, steps=100) == 0.25
-    run.seconds = 500.0
-    assert progress(run, steps=100) == 1
-
-
 @pytest.mark.usefixtures("small_network")
 def test_a_run_of_minutes_ends_by_the_clock_whatever_its_epochs(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -170,11 +152,10 @@ def test_a_run_of_epochs_ends_after_whole_batches(pool: Pool, tmp_path: Path) ->
 def test_an_epoch_visits_each_image_at_most_once_and_the_next_in_another_order(pool: Pool) -> None:
     run = pretrain.start(SMALL, CPU)
     epochs: list[list[int]] = []
-    for rows in islice(batches(pool, run), 12):
-        if run.step % 4 == 0:
+    for step, rows in enumerate(islice(orders(len(pool), run), 12)):
+        if step % 4 == 0:
             epochs.append([])
         epochs[-1] += rows.tolist()
-        run.step += 1
     for epoch in epochs:
         assert len(epoch) == 32
         assert len(set(epoch)) == 32
@@ -186,12 +167,9 @@ def test_an_epoch_visits_each_image_at_most_once_and_the_next_in_another_order(p
 @pytest.mark.usefixtures("small_network")
 def test_data_order_goes_on_in_the_middle_of_an_epoch(pool: Pool) -> None:
     run = pretrain.start(SMALL, CPU)
-    whole = []
-    for rows in islice(batches(pool, run), 10):
-        whole.append(rows.tolist())
-        run.step += 1
+    whole = [rows.tolist() for rows in islice(orders(len(pool), run), 10)]
     run.step = 6
-    assert next(batches(pool, run)).tolist() == whole[6]
+    assert [rows.tolist() for rows in islice(orders(len(pool), run), 4)] == whole[6:]
 
 
 @pytest.mark.usefixtures("small_network")
@@ -206,6 +184,7 @@ def test_too_few_images_for_a_batch_stop_with_the_way_out(pool: Pool, tmp_path: 
 def small_run(saves: int, images: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     flags = ["--hidden", "16", "--output", "8", "--batch", "8", "--view-size", "16", "--precision", "fp32"]
     flags += ["--log-every", "1", "--device", "cpu", "--epochs", "15", "--checkpoint-minutes", "0"]
+    flags += ["--no-tensorboard"]
     command = [
         sys.executable,
         "-W",
@@ -319,6 +298,7 @@ def flags(images: Path, tmp_path: Path, small_network: None) -> list[str]:
     return [
         *("--data", str(images), "--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"),
         *("--hidden", "16", "--output", "8", "--batch", "8", "--view-size", "16", "--epochs", "1"),
+        "--no-tensorboard",
     ]
 
 
@@ -374,8 +354,8 @@ def test_check_passes_with_the_real_network(images: Path, capsys: pytest.Capture
 
 
 class Unused(SmallBackbone):
-    def __init__(self, stem: str) -> None:
-        super().__init__(stem)
+    def __init__(self, stem: str, norm: str) -> None:
+        super().__init__(stem, norm)
         self.unused = torch.nn.Linear(2, 2)
 
 
@@ -443,13 +423,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_way_out(diverging: Run
     with pytest.raises(SystemExit, match=message):
         train(diverging, pool, tmp_path, quiet=True)
     assert not (tmp_path / "checkpoint.pt").exists()
-
-
-def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
-    diverging: Run, pool: Pool, tmp_path: Path
-) -> None:
-    pretrain.save(pretrain.start(SMALL, CPU), tmp_path)
-    good = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(SystemExit, match=r"weights are no longer finite .* holds the last good state"):
-        pretrain.save(diverging, tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == good

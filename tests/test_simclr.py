@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.backbone import Backbone, projection_head
+from training.backbone import Backbone, mlp
+from training.objectives import Batch
 from training.objectives.simclr import SimCLR, nt_xent
+from training.objectives.temperature import Temperature
 
 
 def projections(rows: int, width: int = 7, seed: int = 0) -> Tensor:
@@ -106,12 +108,28 @@ def test_low_temperatures_do_not_overflow() -> None:
     assert torch.isfinite(nt_xent(z, 0.001)).item()
 
 
-def test_a_forward_pass_gives_the_loss_of_its_own_projections_in_full_precision() -> None:
+def test_the_temperature_may_be_a_tensor() -> None:
+    z = projections(8)
+    assert torch.equal(nt_xent(z, torch.tensor(0.25, dtype=torch.float64)), nt_xent(z, 0.25))
+
+
+@pytest.fixture(scope="module")
+def model() -> SimCLR:
     torch.manual_seed(0)
-    model = SimCLR(Backbone(), projection_head(16, 8, batch_norm=True), temperature=0.1)
+    return SimCLR(Backbone(), mlp((512, 16, 8), norm_last=True), Temperature(0.2, 0.1))
+
+
+def test_a_forward_pass_gives_the_loss_of_its_own_projections_in_full_precision(model: SimCLR) -> None:
+    batch = Batch((torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)), torch.arange(4))
     with torch.autocast("cpu", torch.bfloat16):
-        step = model(torch.rand(8, 3, 32, 32))
+        step = model(batch)
     assert step.features.shape == (8, 512)
     assert step.projections.shape == (8, 8)
     assert step.loss.dtype == torch.float32
-    torch.testing.assert_close(step.loss, nt_xent(step.projections.float(), 0.1))
+    torch.testing.assert_close(step.loss, nt_xent(step.projections.float(), 0.2))
+
+
+def test_the_loss_is_that_of_the_annealed_temperature(model: SimCLR) -> None:
+    model.before_step(1.0)
+    step = model(Batch((torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)), torch.arange(4)))
+    torch.testing.assert_close(step.loss, nt_xent(step.projections, 0.1))

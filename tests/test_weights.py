@@ -12,7 +12,7 @@ from export.weights import half_precision, write_weights
 from images.spec import PreprocessSpec
 from tests.tiny_stl10 import lively_backbone
 from training.backbone import Backbone
-from training.evaluate import load_backbone
+from training.checkpoint import load_backbone
 
 
 def probe() -> nn.Linear:

@@ -1,14 +1,16 @@
 """Random views of a batch of images, every image with random numbers of its own, on the device the batch is on.
 
-The spatial steps are linear maps of rows and columns, so a crop, an antialiased resize and a flip become one pair
+The spatial steps are linear maps of rows and columns, so a crop, an antialiased resize and flips become one pair
 of small matrices an image, and a blur another pair: `rows @ image @ columns^T`. That is exact (the tests hold each
-step against torchvision's operation on a single image) and costs two batched matrix products.
+step against torchvision's operation on a single image) and costs two batched matrix products. A quarter turn is a
+flip, which joins the matrices, and a transposition.
 
-SimCLR, section 3 and appendix A (arXiv 2002.05709): crop and resize, flip, colour jitter, grayscale, blur.
+SimCLR, section 3 and appendix A (arXiv 2002.05709): crop and resize, flip, colour jitter, grayscale, blur; BYOL,
+appendix B (arXiv 2006.07733): solarization. Pictures without an up, such as satellites take, can also be turned.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -27,6 +29,8 @@ class Augmentation:
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a crop keeps
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
     flip: float = 0.5  # probability of a mirrored view
+    vertical_flip: float = 0.0  # probability of a view upside down
+    rotate: float = 0.0  # probability of a turn, by 90, 180 or 270 degrees alike
     jitter: float = 0.8  # probability of colour jitter
     brightness: float = 0.4  # factor within 1 ± this
     contrast: float = 0.4  # factor within 1 ± this
@@ -35,9 +39,10 @@ class Augmentation:
     grayscale: float = 0.2  # probability of a view without colour
     blur: float = 0.5  # probability of Gaussian blur
     sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, in pixels
+    solarize: float = 0.0  # probability of a view whose bright half is inverted
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur"):
+        for name in ("flip", "vertical_flip", "rotate", "jitter", "grayscale", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is no probability; give 0 to 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -46,6 +51,20 @@ class Augmentation:
             raise ValueError(f"ratio {self.ratio} does not hold the square; give a number up to 1 and one from 1 on")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue {self.hue} is more than half the colour circle; give 0 to 0.5")
+
+
+# What a view may change, from nothing to everything; the size is the recipe's. Cropping includes the flip, colour
+# includes grayscale. `full` is SimCLR's as published (appendix A: jitter of strength 1, crops from 8% of the area).
+_STILL = Augmentation(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
+_FULL = Augmentation(scale=(0.08, 1), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+POLICIES = {
+    "crop": Augmentation(jitter=0, grayscale=0, blur=0),
+    "color": replace(_STILL, jitter=0.8, grayscale=0.2),
+    "crop+color": Augmentation(blur=0),
+    "crop+color+blur": Augmentation(),
+    "full": _FULL,
+    "satellite": replace(_FULL, vertical_flip=0.5, rotate=0.75),  # no up: every orientation is as likely
+}
 
 
 class Randomness:
@@ -78,11 +97,15 @@ def view(canvas: Tensor, side: Tensor, aug: Augmentation, random: Randomness) ->
     """One random view of each image.
 
     canvas: (N, 3, S, S) uint8, image n in its top left side[n] × side[n] pixels; side: (N,) integer.
-    Returns (N, 3, size, size) float32 in [0, 1].
+    Returns (N, 3, size, size) float32 in [0, 1]. A step whose probability is 0 draws no random numbers, except the
+    horizontal flip: a seed gives the views it gave before the other steps were there.
     """
     count = len(canvas)
     box = crop_boxes(side, aug.scale, aug.ratio, random)
-    x = crop_resize(canvas.float() / 255, box, random.happens(count, aug.flip), aug.size)
+    across = random.happens(count, aug.flip)
+    down = random.happens(count, aug.vertical_flip) if aug.vertical_flip > 0 else None
+    turns = quarter_turns(count, aug.rotate, random) if aug.rotate > 0 else None
+    x = crop_resize(canvas.float() / 255, box, across, aug.size, down, turns)
     if aug.jitter > 0:
         x = color_jitter(x, aug, random)
     if aug.grayscale > 0:
@@ -90,6 +113,8 @@ def view(canvas: Tensor, side: Tensor, aug: Augmentation, random: Randomness) ->
     if aug.blur > 0:
         sigma = random.uniform((count,), *aug.sigma)
         x = gaussian_blur(x, torch.where(random.happens(count, aug.blur), sigma, 0))
+    if aug.solarize > 0:
+        x = torch.where(random.happens(count, aug.solarize).view(-1, 1, 1, 1), solarize(x), x)
     return x
 
 
@@ -111,16 +136,34 @@ def crop_boxes(side: Tensor, scale: tuple[float, float], ratio: tuple[float, flo
     return torch.stack((top, left, height, width), dim=1)
 
 
-def crop_resize(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop each image to its box, resize to size × size (antialiased bilinear), mirror where flip says so.
+def quarter_turns(count: int, probability: float, random: Randomness) -> Tensor:
+    """(count,) int64: 0, or with `probability` 1, 2 or 3, each equally likely."""
+    turns = 1 + (3 * random.uniform((count,))).long().clamp(max=2)
+    return torch.where(random.happens(count, probability), turns, 0)
 
-    x: (N, 3, S, S) float; box: (N, 4) top, left, height, width; flip: (N,) bool. Returns (N, 3, size, size).
+
+def crop_resize(
+    x: Tensor, box: Tensor, across: Tensor, size: int, down: Tensor | None = None, turns: Tensor | None = None
+) -> Tensor:
+    """Crop each image to its box, resize to size × size (antialiased bilinear), mirror it where `across` says so,
+    turn it upside down where `down` does, then by `turns` times 90 degrees counter-clockwise.
+
+    x: (N, 3, S, S) float; box: (N, 4) top, left, height, width; across, down: (N,) bool; turns: (N,) integers from
+    0 to 3. Returns (N, 3, size, size).
     """
     top, left, height, width = box.unbind(dim=1)
     rows = resize_matrices(top, height, size, x.shape[-2])
     columns = resize_matrices(left, width, size, x.shape[-1])
-    columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
-    return rows[:, None] @ x @ columns[:, None].transpose(-1, -2)
+    if turns is not None:  # 1 is a mirror image transposed, 2 is both flips, 3 is an upside down transposed
+        across = across ^ ((turns == 1) | (turns == 2))
+        down = (turns >= 2) if down is None else down ^ (turns >= 2)
+    columns = torch.where(across.view(-1, 1, 1), columns.flip(1), columns)
+    if down is not None:
+        rows = torch.where(down.view(-1, 1, 1), rows.flip(1), rows)
+    resized = rows[:, None] @ x @ columns[:, None].transpose(-1, -2)
+    if turns is None:
+        return resized
+    return torch.where((turns % 2 == 1).view(-1, 1, 1, 1), resized.transpose(-1, -2), resized)
 
 
 def resize_matrices(start: Tensor, length: Tensor, size: int, canvas: int) -> Tensor:
@@ -195,6 +238,11 @@ def luma(x: Tensor) -> Tensor:
 
 def grayscale(x: Tensor) -> Tensor:
     return luma(x).expand_as(x)
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert every value from one half up (BYOL, appendix B). x: (N, 3, S, S) in [0, 1]."""
+    return torch.where(x < 0.5, x, 1 - x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

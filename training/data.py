@@ -4,9 +4,11 @@ Images of different sides share the tensor: each stands in the top left corner o
 beside it. Labels, where a source has them, are not read.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +21,19 @@ from images.spec import PreprocessSpec
 from training.augment import Augmentation, Randomness, view
 
 
+class Pixels(NamedTuple):
+    """A batch of images as they are kept, on the device: what views are drawn from."""
+
+    canvas: Tensor  # (B, 3, S, S) uint8, image b in its top left side[b] × side[b] pixels
+    side: Tensor  # (B,) int64
+    rows: Tensor  # (B,) int64, the images' numbers in the pool
+
+
 class Pool:
-    """canvas: (N, 3, S, S) uint8; side: (N,) int64, image n fills canvas[n, :, :side[n], :side[n]]."""
+    """Images in the device's memory.
+
+    canvas: (N, 3, S, S) uint8; side: (N,) int64, image n fills canvas[n, :, :side[n], :side[n]]; on one device.
+    """
 
     def __init__(self, canvas: Tensor, side: Tensor) -> None:
         self.canvas, self.side = canvas, side
@@ -28,13 +41,41 @@ class Pool:
     def __len__(self) -> int:
         return len(self.side)
 
-    def two_views(self, rows: Tensor, aug: Augmentation, random: Randomness) -> Tensor:
-        """rows: (B,) int64. Returns (2B, 3, size, size) float32 in [0, 1]; b and B + b are views of one image."""
-        twice = rows.repeat(2)
-        return view(self.canvas[twice], self.side[twice], aug, random)
+    @property
+    def device(self) -> torch.device:
+        return self.canvas.device
+
+    def pixels(self, rows: Tensor) -> Pixels:
+        """rows: (B,) int64."""
+        rows = rows.to(self.device, non_blocking=True)
+        return Pixels(self.canvas[rows], self.side[rows], rows)
+
+    def batches(self, orders: Iterator[Tensor]) -> Iterator[Pixels]:
+        """A batch for every order of rows, (B,) int64 on the CPU."""
+        return map(self.pixels, orders)
 
 
-def load_pool(paths: Sequence[str], store: int, device: torch.device, limit: int = 0) -> Pool:
+def views(pixels: Pixels, wanted: Sequence[Augmentation], random: Randomness) -> tuple[Tensor, ...]:
+    """A random view of every image for each wanted augmentation: (B, 3, size, size) float32 in [0, 1].
+
+    Equal augmentations are drawn in one call, so that two views cost little more than one of a batch twice as large.
+    """
+    drawn: dict[Augmentation, Iterator[Tensor]] = {}
+    for aug, count in Counter(wanted).items():
+        canvas, side = pixels.canvas.repeat(count, 1, 1, 1), pixels.side.repeat(count)
+        drawn[aug] = iter(view(canvas, side, aug, random).chunk(count))
+    return tuple(next(drawn[aug]) for aug in wanted)
+
+
+def load_pool(
+    paths: Sequence[str],
+    store: int,
+    device: torch.device,
+    limit: int = 0,
+    damaged: float = 0.1,
+    memory: float = 0.5,
+    cache: Path | None = None,
+) -> Pool:
     """The images of all paths in order, the first `limit` of them unless that is 0.
 
     store: largest side kept. Encoded images are brought to it; arrays of smaller squares stay as they are.

@@ -1,114 +1,139 @@
 """Train an encoder without labels:  akin pretrain --preset cpu --data FOLDER_OR_ARCHIVE… --minutes 60 --out runs/NAME
 
-Reads   images: folders, tar, zip, .npy, STL-10's binaries (several may be named; they are joined)
-Writes  runs/NAME/checkpoint.pt (every few minutes, atomically), metrics.jsonl, report.png
+Reads   images: folders, tar, zip, parquet, .npy, STL-10's or CIFAR-10's files (several may be named; they are joined)
+Writes  runs/NAME/checkpoint.pt (every few minutes, atomically), metrics.jsonl, report.png, tensorboard/
         A killed run goes on with `--resume --out runs/NAME`: the same schedule, data order and random numbers.
+
+Several GPUs: `torchrun --nproc-per-node 4 akin.py pretrain …` with the same flags; --batch is that of all together.
 """
 
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import knobs
 from training.augment import Randomness, stream_seed
-from training.backbone import Backbone, projection_head
-from training.data import Pool, load_pool
-from training.monitor import Monitor, health
+from training.backbone import Backbone
+from training.checkpoint import Run, load_backbone, read, require_finite, restore, save
+from training.data import Pixels, Pool, load_pool, views
+from training.diary import Diary
+from training.distributed import agreed, processes, rank, share, world
+from training.machine import made_with, pick_device
+from training.methods import build
+from training.monitor import Monitor
 from training.muon import Muon
-from training.objectives import Step
-from training.objectives.simclr import SimCLR
+from training.norms import with_synchronised_norm
+from training.objectives import Batch, Step
+from training.provenance import story_of
 from training.recipes import PRESETS, Pretrain
+from training.schedule import head_start, progress, rate, view
 
-DATA_ORDER = 2  # stream of random numbers, beside those of Randomness
+# Streams of random numbers, beside those of Randomness.
+DATA_ORDER = 2
+OTHER_PROCESS = 3
 
-
-@dataclass
-class Run:
-    """All that changes while training; what a checkpoint holds."""
-
-    knobs: Pretrain
-    model: SimCLR
-    optimizers: list[torch.optim.Optimizer]
-    peaks: list[float]
-    step: int = 0
-    seconds: float = 0.0  # of training, over all sittings
-    images: int = 0  # seen, each counted once however many views it gives
-    made: dict[str, str] = field(default_factory=dict)  # with what, as of the sitting's start
+Model = Callable[[Batch], Step]
 
 
-def start(config: Pretrain, device: torch.device) -> Run:
+def start(config: Pretrain, device: torch.device, resuming: bool = False) -> Run:
+    """A run that has not taken a step; one that is to be restored needs no weights from --init."""
     torch.manual_seed(config.seed)
-    head = projection_head(config.hidden, config.output, config.head_norm)
-    model = SimCLR(Backbone(config.stem), head, config.temperature, config.decoupled)
+    backbone = Backbone(config.stem, config.norm)
+    begun_with = begin_with(backbone, config.init) if config.init and not resuming else {}
+    model = with_synchronised_norm(build(config, backbone))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    fused = device.type == "cuda"
+    average = None
+    if config.ema:
+        average = AveragedModel(model.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    optimizers, peaks = optimizers_of(config, model, fused=device.type == "cuda")
+    return Run(config, model, optimizers, peaks, average, made=made_with(device), begun_with=begun_with)
+
+
+def begin_with(backbone: Backbone, weights: str) -> dict[str, Any]:
+    """Take over the weights of an earlier encoder, which has to be of the same kind. Returns its story."""
+    earlier = load_backbone(weights)
+    for kind in ("stem", "norm"):
+        theirs, ours = getattr(earlier, kind), getattr(backbone, kind)
+        if theirs != ours:
+            raise SystemExit(f"{weights} holds a backbone with {kind} {theirs}, not {ours}; add --{kind} {theirs}")
+    backbone.load_state_dict(earlier.state_dict())
+    return story_of(Path(weights))
+
+
+def optimizers_of(config: Pretrain, model: nn.Module, fused: bool) -> tuple[list[torch.optim.Optimizer], list[float]]:
+    """The optimizers of everything that learns, and their peak learning rates."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learning if p.ndim > 1]
+    vectors = [p for p in learning if p.ndim <= 1]
     if config.optimizer == "muon":
-        optimizers: list[torch.optim.Optimizer] = [
+        return [
             Muon(matrices, config.lr, config.momentum, config.weight_decay),
             torch.optim.SGD(vectors, config.lr_vectors, 0.9, fused=fused),
-        ]
-        peaks = [config.lr, config.lr_vectors]
-    else:
-        everything = matrices + vectors
-        optimizers = [
-            torch.optim.SGD(everything, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)
-        ]
-        peaks = [config.lr]
-    return Run(config, model, optimizers, peaks, made=made_with(device))
+        ], [config.lr, config.lr_vectors]
+    if config.optimizer == "adamw":
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=fused)], [config.lr]
+    everything = matrices + vectors
+    return [torch.optim.SGD(everything, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)], [
+        config.lr
+    ]
 
 
-def batches(pool: Pool, run: Run) -> Iterator[Tensor]:
-    """Row numbers, (batch,) int64 on the pool's device, from the run's step on; each epoch in an order of its own."""
-    per_epoch = len(pool) // run.knobs.batch  # the last, short batch is dropped
+def orders(images: int, run: Run) -> Iterator[Tensor]:
+    """Row numbers, (batch,) int64, of every step from the run's on; each epoch in an order of its own."""
+    batch, step = run.knobs.batch, run.step
+    per_epoch = images // batch  # the last, short batch is dropped
     while True:
-        epoch, position = divmod(run.step, per_epoch)
+        epoch, position = divmod(step, per_epoch)
         shuffle = torch.Generator().manual_seed(stream_seed(run.knobs.seed, epoch, DATA_ORDER))
-        order = torch.randperm(len(pool), generator=shuffle).to(pool.side.device)
-        for start in range(position * run.knobs.batch, per_epoch * run.knobs.batch, run.knobs.batch):
-            yield order[start : start + run.knobs.batch]
+        order = torch.randperm(images, generator=shuffle)
+        for start in range(position * batch, per_epoch * batch, batch):
+            yield order[start : start + batch]
+            step += 1
 
 
-def progress(run: Run, steps: int) -> float:
-    """How far the schedule is, from 0 to 1: by the clock where the run is given in minutes, else by steps."""
-    return min(1.0, run.seconds / (60 * run.knobs.minutes) if run.knobs.minutes else run.step / steps)
+def prepared(run: Run, done: float) -> Model:
+    """The model as it is called: in a head start its backbone is frozen, else everything learns."""
+    run.model.backbone.requires_grad_(not head_start(run.knobs, done))
+    model: nn.Module = torch.compile(run.model) if run.knobs.compile else run.model  # type: ignore[assignment]
+    if world() > 1:  # statistics are synchronised and queues move alike, so there is no buffer to broadcast
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+    return model
 
 
-def rate_factor(progress: float, warmup: float) -> float:
-    """The learning rate's share of its peak: a linear rise, then a cosine to zero (SGDR, arXiv 1608.03983)."""
-    if progress < warmup:
-        return max(progress, 0.01 * warmup) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def train_step(run: Run, model: Callable[[Tensor], Step], pool: Pool, rows: Tensor, factor: float) -> Step:
+def train_step(run: Run, model: Model, pixels: Pixels, done: float) -> Step:
+    """One step on this process's share of a batch. done: how far the schedule is, 0 to 1."""
+    config, factor = run.knobs, rate(run.knobs, done)
     for optimizer, peak in zip(run.optimizers, run.peaks, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = peak * factor
-    device = pool.side.device
-    views = pool.two_views(rows, run.knobs.view, Randomness(run.knobs.seed, run.step, device))
-    views = views.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=run.knobs.precision == "bf16"):
-        result = model(views)
+    device = pixels.canvas.device
+    seed = config.seed if rank() == 0 else stream_seed(config.seed, rank(), OTHER_PROCESS)
+    drawn = views(pixels, run.model.views(view(config, done)), Randomness(seed, run.step, device))
+    batch = Batch(tuple(x.contiguous(memory_format=torch.channels_last) for x in drawn), pixels.rows)
+    run.model.before_step(done)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        result = model(batch)
     run.model.zero_grad(set_to_none=True)
     result.loss.backward()
     for optimizer in run.optimizers:
         optimizer.step()
+    run.model.after_step()
+    if run.average is not None:
+        run.average.update_parameters(run.model.backbone)
     run.step += 1
-    run.images += len(rows)
+    run.images += config.batch
     return result
 
 
@@ -117,101 +142,51 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
     config = run.knobs
     if len(pool) < config.batch:
         raise SystemExit(f"{len(pool)} images do not fill a batch of {config.batch}; set --batch or add images")
+    if config.batch % world():
+        raise SystemExit(f"a batch of {config.batch} cannot be shared by {world()} processes; set --batch")
     steps = config.epochs * (len(pool) // config.batch)
-    model: Callable[[Tensor], Step] = torch.compile(run.model) if config.compile else run.model
-    monitor, saved, before = Monitor(out, run.step), time.monotonic(), time.monotonic()
-    mark = (run.seconds, run.images)
-    for rows in batches(pool, run):
-        done = progress(run, steps)
+    diary = Diary(run, out, pool.device, quiet) if rank() == 0 else None
+    model: Model | None = None
+    frozen = False
+    saved = before = time.monotonic()
+    for pixels in pool.batches(share(rows) for rows in orders(len(pool), run)):
+        done = agreed(progress(config, steps, run.step, run.seconds))
         if done >= 1:
             break
-        factor = rate_factor(done, config.warmup)
-        result = train_step(run, model, pool, rows, factor)
+        if model is None or frozen != head_start(config, done):
+            model, frozen = prepared(run, done), head_start(config, done)
+        result = train_step(run, model, pixels, done)
         logged = run.step % config.log_every == 0 or run.step == 1
         if logged:
             loss = float(result.loss.detach())  # waits for the device, so that the clock below is right
-            if not math.isfinite(loss):
-                raise SystemExit(diverged(run, out, f"the loss became {loss}"))
+            require_finite(run, out, loss)
         now = time.monotonic()
         run.seconds, before = run.seconds + now - before, now
-        if logged:
-            rate = (run.images - mark[1]) / max(run.seconds - mark[0], 1e-9)
-            mark = (run.seconds, run.images)
-            row = {"step": run.step, "loss": loss, "images": run.images, "seconds": run.seconds, "progress": done}
-            row |= {"images_per_second": rate, "lr": run.peaks[0] * factor} | health(run.model, result)
-            now_done = progress(run, steps)
-            left = run.seconds / now_done * (1 - now_done)
-            monitor.log(row, "" if quiet else f"{left / 60:.1f} min left")
+        if logged and diary is not None:
+            diary.write(result, loss, done, progress(config, steps, run.step, run.seconds))
+            before = time.monotonic()  # looking is not training
         if now - saved > 60 * config.checkpoint_minutes:
             save(run, out)
-            monitor.draw()
+            if diary is not None:
+                diary.monitor.draw()
             saved = now
     save(run, out)
-    monitor.draw()
-
-
-def diverged(run: Run, out: Path, sign: str) -> str:
-    """What to say when training has blown up."""
-    kept = "holds the last good state" if (out / "checkpoint.pt").exists() else "was not written yet"
-    rate = run.optimizers[0].param_groups[0]["lr"]
-    return (
-        f"{sign} at step {run.step} (learning rate {rate:.3g}); lower --lr, lengthen --warmup, or raise "
-        f"--temperature. {out / 'checkpoint.pt'} {kept}."
-    )
-
-
-def save(run: Run, out: Path) -> None:
-    """Write the checkpoint so that a kill at any moment leaves the old one or the new one, whole; and never one
-    of weights that are not finite."""
-    if not all(bool(value.isfinite().all()) for value in run.model.state_dict().values()):
-        raise SystemExit(diverged(run, out, "weights are no longer finite"))
-    state: dict[str, Any] = {
-        "knobs": json.dumps(asdict(run.knobs)),
-        "model": run.model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
-        "progress": {"step": run.step, "seconds": run.seconds, "images": run.images},
-        "made": run.made,
-    }
-    fresh = out / "checkpoint.pt.part"
-    with fresh.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(out / "checkpoint.pt")
+    if diary is not None:
+        diary.close()
 
 
 def resume(out: Path, device: torch.device) -> Run:
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        raise SystemExit(f"there is no {path} to go on with; leave out --resume to start a run")
-    state = torch.load(path, map_location=device, weights_only=True)
-    run = start(knobs.from_json(Pretrain(), json.loads(state["knobs"])), device)
-    run.model.load_state_dict(state["model"])
-    for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    run.step, run.seconds = state["progress"]["step"], state["progress"]["seconds"]
-    run.images = state["progress"]["images"]
+    """The run that `out` holds, where its last checkpoint left it."""
+    state = read(out, device)
+    saved = json.loads(state["knobs"])
+    if unknown := {field.name for field in fields(Pretrain)} ^ saved.keys():
+        raise SystemExit(
+            f"{out} is a run of another version of akin: {', '.join(sorted(unknown))} differ; evaluate or export it, "
+            f"or begin a new run with --init {out / 'checkpoint.pt'}"
+        )
+    run = start(knobs.from_json(Pretrain(), saved), device, resuming=True)
+    restore(run, state)
     return run
-
-
-def made_with(device: torch.device) -> dict[str, str]:
-    """Machine, library and commit of the code that runs, for the record; the commit is empty outside git."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-        "--abbrev=12",
-    ]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:  # no git on this machine
-        commit = ""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    return {"machine": f"{machine}, {platform.machine()}", "torch": str(torch.__version__), "commit": commit}
 
 
 def refuse_other_settings(asked: Pretrain, run: Run) -> None:
@@ -228,12 +203,13 @@ def refuse_other_settings(asked: Pretrain, run: Run) -> None:
             )
 
 
-def pick_device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     config = knobs.parse(Pretrain(), argv, "akin pretrain", (__doc__ or "").splitlines()[0], PRESETS)
+    with processes():
+        return pretrain(config)
+
+
+def pretrain(config: Pretrain) -> int:
     device, out = pick_device(config.device), Path(config.out)
     torch.set_float32_matmul_precision("high")  # TF32 where there is no autocast: augmentation and Muon
     if config.check:
@@ -246,33 +222,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_other_settings(config, run)
     else:
         run = start(config, device)
-    pool = load_pool(run.knobs.data, run.knobs.store, device, run.knobs.limit)
-    print(
-        f"{len(pool)} images, {device}, from step {run.step}; {out / 'metrics.jsonl'} grows as it runs",
-        flush=True,
-    )
+    pool = pool_of(run.knobs, device, out)
+    if rank() == 0:
+        where = f"{device}, {world()} processes" if world() > 1 else str(device)
+        print(f"{len(pool)} images, {where}, from step {run.step}; {out / 'metrics.jsonl'} grows", flush=True)
     train(run, pool, out)
-    print(f"{out / 'checkpoint.pt'}: {run.step} steps, {run.images} images in {run.seconds / 60:.1f} min")
+    if rank() == 0:
+        print(f"{out / 'checkpoint.pt'}: {run.step} steps, {run.images} images in {run.seconds / 60:.1f} min")
     return 0
+
+
+def pool_of(config: Pretrain, device: torch.device, cache: Path | None = None) -> Pool:
+    """The images that a recipe names. cache: a folder for their pixels where memory does not hold them."""
+    return load_pool(config.data, config.store, device, config.limit, config.damaged, config.memory, cache)
 
 
 def check(config: Pretrain, device: torch.device) -> int:
     """One short epoch through every step: data, views, loss, gradients, checkpoint, resume, report."""
-    config = replace(
-        config, check=False, minutes=0, epochs=1, batch=min(config.batch, 32), log_every=1, compile=False
-    )
-    few = 8 * config.batch
-    pool = load_pool(config.data, config.store, device, limit=min(config.limit or few, few))
+    batch = min(config.batch, 32)
+    few = min(config.limit or 8 * batch, 8 * batch)
+    config = replace(config, check=False, minutes=0, epochs=1, batch=batch, limit=few, log_every=1)
+    config = replace(config, head_start=0.0, compile=False, tensorboard=False)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
+        pool = pool_of(config, device, out)
         run = start(config, device)
         train(run, pool, out, quiet=True)
         rows = Monitor(out, run.step).rows()
         again = resume(out, device)
+        learning = [p for p in run.model.parameters() if p.requires_grad]
         findings = {
             f"{len(pool)} images read": len(pool) >= config.batch,
             "the loss is finite": all(math.isfinite(row["loss"]) for row in rows),
-            "every parameter gets a gradient": all(p.grad is not None for p in run.model.parameters()),
+            "every parameter gets a gradient": all(p.grad is not None for p in learning),
             "features differ between images": rows[-1]["feature_spread"] > 1e-4,
             "the checkpoint brings the weights back": all(
                 torch.equal(a, b) for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True)

@@ -9,24 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbone import Backbone
-from training.objectives import Step
+from training.distributed import gathered
+from training.objectives import Batch, Objective, Step
+from training.objectives.temperature import Temperature
 
 
-class SimCLR(nn.Module):
-    def __init__(self, backbone: Backbone, head: nn.Module, temperature: float, decoupled: bool = False) -> None:
+class SimCLR(Objective):
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, temperature: Temperature, decoupled: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
-        self.temperature, self.decoupled = temperature, decoupled
+        self.backbone, self.head, self.temperature = backbone, head, temperature
+        self.decoupled = decoupled
 
-    def forward(self, views: Tensor) -> Step:
-        features = self.backbone(views)
+    def before_step(self, progress: float) -> None:
+        self.temperature.anneal(progress)
+
+    def forward(self, batch: Batch) -> Step:
+        features = self.backbone(torch.cat(batch.views))
         projections = self.head(features)
-        with torch.autocast(views.device.type, enabled=False):  # logits / τ need more than bf16's 8 bits
-            loss = nt_xent(projections.float(), self.temperature, self.decoupled)
+        with torch.autocast(features.device.type, enabled=False):  # logits / τ need more than bf16's 8 bits
+            first, second = (gathered(view) for view in projections.float().chunk(2))
+            loss = nt_xent(torch.cat([first, second]), self.temperature.value, self.decoupled)
         return Step(loss, features, projections)
 
 
-def nt_xent(projections: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
+def nt_xent(projections: Tensor, temperature: float | Tensor, decoupled: bool = False) -> Tensor:
     """Mean over all 2N anchors of -log( exp(s_pos/τ) / Σ_{k≠anchor} exp(s_k/τ) ), s the cosine similarity.
 
     projections: (2N, d) float, rows n and N + n a positive pair. decoupled: the sum also leaves out the positive.

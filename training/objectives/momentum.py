@@ -1,0 +1,24 @@
+"""The momentum encoder of MoCo (arXiv 1911.05722, section 3.2) and BYOL (arXiv 2006.07733, section 3.1): a copy
+without a gradient of its own, whose weights are the moving average of those that learn.
+
+Only parameters are averaged. A BatchNorm in training normalises by the statistics of the batch before it, and the
+copy is never asked outside training, so nobody reads its running statistics: they follow the copy's own batches.
+"""
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen_copy(network: Network) -> Network:
+    """A copy that starts equal, and that neither gradients nor optimizers move."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+def follow(copied: nn.Module, learning: nn.Module, momentum: float) -> None:
+    """Each of the copy's parameters becomes momentum · itself + (1 - momentum) · the learning one, in place."""
+    get_ema_multi_avg_fn(momentum)(list(copied.parameters()), list(learning.parameters()), 0)
