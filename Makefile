@@ -30,6 +30,8 @@ full := .venv-full/installed-full
 # An unquoted ~ reaches us from shells that expand it only at the start of a word.
 images := $(patsubst ~/%,$(HOME)/%,$(IMAGES))
 option = $(if $($(1)),--$(2) "$($(1))")
+# Several sources of images may be named, so their paths may hold no spaces: DATA="data data/unlabeled.npy".
+sources = $(if $(DATA),--data $(DATA))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-full serve index train speedrun ablate evaluate export torchserve bench bench-training load-test test test-long lint clean distclean
@@ -51,16 +53,16 @@ serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1
 index: $(serving) ## add a folder's new images to the gallery, also while it is served: IMAGES=folder
 	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)
 
-train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA=folder
+train: $(full) ## pretrain without labels: PRESET=cpu MINUTES=60 DATA="folder more.zip"
 	@exec .venv-full/bin/akin pretrain \
-		$(call option,PRESET,preset) $(call option,MINUTES,minutes) $(call option,DATA,data) $(ARGS)
+		$(call option,PRESET,preset) $(call option,MINUTES,minutes) $(sources) $(ARGS)
 
 speedrun: $(full) ## eight minutes of training and one honest line: DATA=folder
-	@exec .venv-full/bin/akin speedrun $(call option,DATA,data) $(call option,MINUTES,minutes) $(ARGS)
+	@exec .venv-full/bin/akin speedrun $(sources) $(call option,MINUTES,minutes) $(ARGS)
 
 ablate: $(full) ## what one knob changes: NAME=temperature|optimizer|augmentation|batch|head MINUTES=2 DATA=folder
 	@exec .venv-full/bin/akin ablate "$(or $(NAME),$(error make ablate needs NAME=, such as temperature))" \
-		$(call option,MINUTES,minutes) $(call option,DATA,data) $(ARGS)
+		$(call option,MINUTES,minutes) $(sources) $(ARGS)
 
 evaluate: $(full) ## linear probe and nearest neighbours of the trained encoder: DATA=folder
 	@exec .venv-full/bin/akin evaluate $(call option,DATA,data) $(ARGS)
@@ -79,7 +81,7 @@ torchserve: $(full) $(if $(filter torch,$(RUNTIME)),var/torch/encoder.json) ## a
 		$(if $(filter 1,$(TOKEN_AUTH)),--token-auth) $(ARGS)
 
 bench-training: $(full) ## measure a training step against the bare network: PRESET=cpu DATA=folder
-	@exec .venv-full/bin/python -m load_tests.bench_training $(call option,PRESET,preset) $(call option,DATA,data) $(ARGS)
+	@exec .venv-full/bin/python -m load_tests.bench_training $(call option,PRESET,preset) $(sources) $(ARGS)
 
 bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-
 from sklearn.model_selection import StratifiedKFold
 
 from encoder.session import Embedded

@@ -27,5 +27,7 @@ def write_weights(path: Path, backbone: Backbone, probe: nn.Linear) -> None:
         for name, value in state.items()
         if value.is_floating_point()
     }
-    kind = {"stem": backbone.stem} | ({"norm": backbone.norm} if backbone.norm != "batch" else {})
+    kind: dict[str, str] = {"stem": backbone.stem}
+    if backbone.norm != "batch":  # what older files leave out
+        kind["norm"] = backbone.norm
     save_file(tensors, path, metadata=kind)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 ROWS = 64  # read at a time
-BUFFER = 2**20  # bytes read ahead of a column, which would be read whole otherwise
+BUFFER = 2**20  # bytes of a column that are read at a time; a row group's all otherwise
 
 
 class Table(NamedTuple):
@@ -56,7 +56,7 @@ def rows(path: Path, table: Table) -> Iterator[Row]:
 
     columns = [table.image] + ([table.label] if table.label else [])
     known = len(table.class_names) or float("inf")
-    with ParquetFile(path, buffer_size=BUFFER) as file:
+    with ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS, columns=columns):
             cells = batch.column(table.image).to_pylist()
             labels = batch.column(table.label).to_pylist() if table.label else [None] * len(cells)
@@ -68,7 +68,8 @@ def rows(path: Path, table: Table) -> Iterator[Row]:
 def in_split(path: PurePath, split: str) -> bool:
     """Whether a path relative to a data set's folder is a shard of `split`: data/train-00000-of-00002.parquet, or
     train/0000.parquet."""
-    return path.suffix == ".parquet" and (path.name.startswith(split) or split in path.parts[:-1])
+    named = path.name.startswith(split) and not path.name[len(split)].isalpha()
+    return path.suffix == ".parquet" and (named or split in path.parts[:-1])
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""The network that stays and the head that goes."""
+"""The network that stays and the heads that go."""
 
 import pytest
 import torch
 from torch import nn
 
-from training.backbone import MEAN, STD, Backbone, projection_head
+from training.backbone import MEAN, STD, Backbone, mlp
 
 
 @pytest.mark.parametrize("stem", ["standard", "small"])
@@ -41,14 +41,51 @@ def test_an_unknown_stem_is_refused() -> None:
         Backbone("tiny")
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_the_head_has_two_layers_and_no_bias_before_batch_norm(batch_norm: bool) -> None:
-    head = projection_head(2048, 512, batch_norm)
+def test_group_norm_takes_the_place_of_every_batch_norm() -> None:
+    backbone = Backbone(norm="group")
+    kinds = [type(layer) for layer in backbone.modules() if "Norm" in type(layer).__name__]
+    assert (kinds.count(nn.GroupNorm), len(kinds)) == (20, 20)
+    assert sum(p.numel() for p in backbone.parameters()) == sum(p.numel() for p in Backbone().parameters())
+
+
+def test_with_group_norm_an_image_is_seen_alike_in_any_company() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(norm="group")  # in training mode
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(backbone(x)[:1], backbone(x[:1]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_has_batch_norm_and_relu_between_its_layers_and_no_bias_before_a_norm() -> None:
+    head = mlp((512, 64, 32, 16))
+    assert kinds_of(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert sizes_of(head) == [(512, 64, False), (64, 32, False), (32, 16, True)]
+    assert head(torch.rand(4, 512)).shape == (4, 16)
+
+
+def test_a_head_may_do_without_norms() -> None:
+    head = mlp((512, 2048, 128), norm=False)
+    assert kinds_of(head) == ["Linear", "ReLU", "Linear"]
+    assert sizes_of(head) == [(512, 2048, True), (2048, 128, True)]
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_norm_behind_the_last_layer_neither_scales_nor_shifts(norm: bool) -> None:
+    torch.manual_seed(0)
+    head = mlp((16, 32, 8), norm=norm, norm_last=True)
+    assert kinds_of(head)[-2:] == ["Linear", "BatchNorm1d"]
+    assert sizes_of(head)[-1] == (32, 8, False)
+    assert not list(head[-1].parameters())
+    variance, mean = torch.var_mean(head(torch.rand(50, 16)), dim=0, correction=0)
+    torch.testing.assert_close((mean, variance), (torch.zeros(8), torch.ones(8)), atol=2e-2, rtol=0)
+
+
+def kinds_of(head: nn.Sequential) -> list[str]:
+    return [type(layer).__name__ for layer in head]
+
+
+def sizes_of(head: nn.Sequential) -> list[tuple[int, int, bool]]:
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(512, 2048), (2048, 512)]
-    assert [layer.bias is None for layer in linear] == [batch_norm, batch_norm]
-    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in head) == 2 * batch_norm
-    assert head(torch.rand(4, 512)).shape == (4, 512)
+    return [(layer.in_features, layer.out_features, layer.bias is not None) for layer in linear]
 
 
 def test_the_seed_decides_the_weights() -> None:

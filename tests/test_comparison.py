@@ -51,6 +51,11 @@ def test_a_cell_is_the_mean_and_the_sample_deviation_over_seeds() -> None:
     assert cells(found)["1024-128"][:2] == ["3", "52.3 ± 2.1"]
 
 
+def test_numbers_are_in_their_order_in_whatever_order_they_were_run() -> None:
+    runs = [outcome(value) for value in ("128", RANDOM, "64", "1024")]
+    assert list(cells(comparison.table(SWEEPS["batch"], runs)))[1:] == [RANDOM, "64", "128", "1024"]
+
+
 def test_a_single_run_has_no_deviation() -> None:
     assert cells(comparison.table(SWEEPS["head"], [outcome("256-64", linear=51.26)]))["256-64"][:2] == ["1", "51.3"]
 
@@ -64,7 +69,7 @@ def test_random_weights_have_no_gradients() -> None:
 
 def test_the_table_says_how_short_the_runs_were_and_where_they_ran() -> None:
     text = comparison.table(SWEEPS["batch"], [outcome(RANDOM), outcome("64"), outcome("128")])
-    assert "Short runs: 8 minutes of training each, 2,000 to 2,000 images seen (1 to 1 epochs)" in text
+    assert "Short runs: 8 minutes of training each, 2,000 images seen (1 epochs)." in text
     assert "2 cores of a test, torch 2, commit abc; 2026-11-24" in text
     assert "inside the train labels of data, at 64 px" in text
     of_epochs = replace(outcome("64"), knobs={"minutes": 0.0, "epochs": 3})
@@ -129,7 +134,9 @@ def test_a_sweep_that_has_only_begun_is_drawn_too(name: str, tmp_path: Path) -> 
 
 
 def test_the_summary_holds_every_number_as_json() -> None:
-    found = json.loads(json.dumps(comparison.summary("temperature", SWEEPS["temperature"], whole_sweep("temperature"))))
+    found = json.loads(
+        json.dumps(comparison.summary("temperature", SWEEPS["temperature"], whole_sweep("temperature")))
+    )
     assert found["ablation"] == "temperature"
     assert [row["value"] for row in found["rows"]] == [RANDOM, *SWEEPS["temperature"].values]
     values = [run["numbers"]["linear"] for run in found["runs"] if run["value"] == "0.1"]

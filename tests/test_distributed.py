@@ -1,17 +1,28 @@
 """Several processes that train as one: what they exchange, and that their gradient is that of one process."""
 
+import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.two_processes import free_port, together
+from tests.pictures import scene
+from tests.small_run import SmallBackbone
+from tests.two_processes import ON_CPU, ROOT, free_port, together
+from training import pretrain
+from training.augment import Augmentation
 from training.backbone import FEATURES
 from training.distributed import agreed, gathered, joined, processes, rank, share, world
 from training.methods import build
+from training.monitor import Monitor
 from training.norms import with_synchronised_norm
 from training.objectives import Batch
 from training.objectives.moco import MoCoKnobs
@@ -40,6 +51,7 @@ def everything() -> dict[str, Any]:
         "share": share(images()[0]),
         "gathered": {name: gathered(share(rows)) for name, rows in SHAPES.items()},
         "gradients": gradients(share(SHAPES["matrix"]), 1 + rank()),
+        "uneven run": refused_run(replace(SMALL, batch=7)),
         "training": {name: two_steps(config) for name, config in RECIPES.items()},
     }
 
@@ -60,11 +72,29 @@ def refusal(rows: Tensor) -> str:
     return ""
 
 
+def refused_run(config: Pretrain) -> str:
+    pretrain.Backbone = SmallBackbone  # type: ignore[assignment,misc]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            pretrain.pretrain(replace(config, data=(write_images(Path(folder)),), out=folder, device="cpu"))
+        except SystemExit as error:
+            return str(error)
+    return ""
+
+
+def write_images(folder: Path) -> str:
+    """A .npy of 34 generated pictures of 24 px: four batches of eight an epoch, two left over."""
+    file = folder / "images.npy"
+    np.save(file, np.stack([np.array(scene(24, 24, seed=seed)) for seed in range(34)]))
+    return str(file)
+
+
 def gradients(rows: Tensor, weight: float) -> dict[str, Tensor]:
-    """Of `weight` · Σ (gathered + other)³ to both of its terms."""
+    """Of `weight` · Σ (gathered + 2 other)³. Both terms are handed the same gradient, the gathered one first."""
     rows = rows.clone().requires_grad_()
     other = torch.ones_like(SHAPES["matrix"]).requires_grad_()
-    (weight * (gathered(rows) + other) ** 3).sum().backward()
+    doubled = 2 * other
+    (weight * (gathered(rows) + doubled) ** 3).sum().backward()
     assert rows.grad is not None and other.grad is not None
     return {"rows": rows.grad, "other": other.grad}
 
@@ -132,6 +162,12 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(both: list[Any]) -> Non
     }
 
 
+def test_a_run_with_such_a_batch_says_so(both: list[Any]) -> None:
+    assert {process["uneven run"] for process in both} == {
+        "a batch of 7 cannot be shared by 2 processes; set --batch"
+    }
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_gathered_rows_are_those_of_all_in_order(both: list[Any], name: str) -> None:
     for process in both:
@@ -168,6 +204,71 @@ def test_they_report_its_loss_and_end_with_its_weights_statistics_and_queue(both
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_hands_the_monitor_its_own_images_only(both: list[Any], name: str) -> None:
     assert [process["training"][name]["rows"] for process in both] == [[IMAGES, IMAGES]] * 2  # two views of half
+
+
+# A run of its own
+
+
+STILL = Augmentation(size=16, scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)  # nothing random
+RUN = replace(SMALL, batch=8, epochs=2, view=STILL, optimizer="sgd", lr=0.01, momentum=0.9, precision="fp32")
+RUN = replace(RUN, device="cpu", log_every=1, tensorboard=False)
+FLAGS = (
+    *("--batch", "8", "--epochs", "2", "--hidden", "32", "--output", "16", "--temperature-end", "0.5"),
+    *("--moco-queue", "20", "--moco-groups", "4", "--optimizer", "sgd", "--lr", "0.01", "--momentum", "0.9"),
+    *("--view-size", "16", "--view-scale", "1", "1", "--view-ratio", "1", "1", "--view-flip", "0"),
+    *("--view-jitter", "0", "--view-grayscale", "0", "--view-blur", "0", "--precision", "fp32"),
+    *("--device", "cpu", "--log-every", "1", "--no-tensorboard"),
+)
+
+
+@pytest.fixture(scope="module")
+def images_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def torchruns(tmp_path_factory: pytest.TempPathFactory, images_file: str) -> Path:
+    """What `torchrun --nproc-per-node 2` leaves behind."""
+    out = tmp_path_factory.mktemp("torchrun") / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.small_run", "0", "--data", images_file, "--out", str(out), *FLAGS]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ON_CPU, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("34 images, cpu, 2 processes") == 1  # one of them speaks
+    return out
+
+
+def test_torchrun_trains_as_one_process_does(
+    torchruns: Path, images_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without randomness in the views both see the same, if each process takes other rows and none is left out."""
+    monkeypatch.setattr(pretrain, "Backbone", SmallBackbone)
+    monkeypatch.setattr(Monitor, "draw", lambda self: None)
+    one = pretrain.start(replace(RUN, data=(images_file,), out=str(torchruns)), torch.device("cpu"))
+    pretrain.train(one, pretrain.pool_of(one.knobs, torch.device("cpu")), tmp_path, quiet=True)
+    theirs = pretrain.resume(torchruns, torch.device("cpu"))
+    assert (theirs.step, theirs.images, theirs.knobs) == (8, 64, one.knobs)
+    torch.testing.assert_close(losses(torchruns), losses(tmp_path), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.model.state_dict(), one.model.state_dict(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_process_alone_writes_and_one_process_goes_on(
+    torchruns: Path, images_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "Backbone", SmallBackbone)
+    monkeypatch.setattr(Monitor, "draw", lambda self: None)
+    assert sorted(file.name for file in torchruns.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+    assert list(losses(torchruns)) == list(range(1, 9))
+    assert len((torchruns / "metrics.jsonl").read_text().splitlines()) == 8
+    run = pretrain.resume(torchruns, torch.device("cpu"))
+    run.knobs = replace(run.knobs, epochs=3)
+    pretrain.train(run, pretrain.pool_of(run.knobs, torch.device("cpu")), torchruns, quiet=True)
+    assert list(losses(torchruns)) == list(range(1, 13))
+    assert pretrain.resume(torchruns, torch.device("cpu")).step == 12
+
+
+def losses(out: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in Monitor(out, step=10**9).rows()}
 
 
 # One process

@@ -15,7 +15,9 @@ from tests.tiny_stl10 import write_tiny_stl10
 from training import judge
 
 
-def blobs(classes: int = 4, each: int = 30, dimensions: int = 12, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+def blobs(
+    classes: int = 4, each: int = 30, dimensions: int = 12, noise: float = 0.3
+) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors (N, D) float32 around one direction a class, all in the positive corner, and their labels."""
     rng = np.random.default_rng(0)
     labels = np.arange(classes * each) % classes

@@ -21,7 +21,10 @@ MAY_IMPORT = {
 }
 ON_ITS_OWN = {"load_tests/locustfile.py"}  # speaks HTTP only, so that it can drive any server
 TORCH = {"torch", "torchvision", "torchao"}
-MAY_IMPORT_TORCH = ("training/", "export/", "encoder/torch_runtime.py")
+MAY_IMPORT_TORCH = (
+    *("training/", "export/", "encoder/torch_runtime.py"),
+    *(f"load_tests/{name}.py" for name in ("bench_training", "bare", "per_image", "bench_sizes", "gmac")),
+)
 
 
 def imported_packages(source: str) -> Iterator[tuple[int, str]]:

@@ -1,68 +1,13 @@
-"""Numbers that tell a representation from a collapsed one, and the record of a run."""
+"""The record of a run: rows, TensorBoard's files and the report."""
 
 import json
-import math
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from training.monitor import PANELS, Monitor, effective_rank, health
-from training.objectives import Step
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def test_features_on_a_line_have_effective_rank_one() -> None:
-    assert effective_rank(normal(200, 1) * normal(1, 32) + 5) == pytest.approx(1, abs=1e-3)
-
-
-def test_isotropic_features_have_nearly_the_rank_of_their_dimension() -> None:
-    assert 31 < effective_rank(normal(5000, 32)) <= 32.001
-
-
-@pytest.mark.parametrize("dimensions", [2, 5])
-def test_effective_rank_counts_the_directions_that_are_filled_evenly(dimensions: int) -> None:
-    axes = torch.eye(16)[:dimensions]
-    assert effective_rank(torch.cat([axes, -axes])) == pytest.approx(dimensions, abs=1e-3)
-
-
-def test_effective_rank_of_a_known_spectrum() -> None:
-    """Singular values 3 : 1 are shares of 3/4 and 1/4."""
-    features = torch.tensor([[3.0, 0], [-3.0, 0], [0, 1.0], [0, -1.0]])
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert effective_rank(features) == pytest.approx(math.exp(entropy), abs=1e-5)
-
-
-def step_with(features: Tensor) -> Step:
-    return Step(torch.tensor(1.0), features, 2 * torch.eye(4))
-
-
-def spread(features: Tensor) -> float:
-    weight = nn.Linear(2, 1)
-    weight(torch.ones(1, 2)).sum().backward()
-    return health(weight, step_with(features))["feature_spread"]
-
-
-def test_collapsed_features_have_no_spread_and_even_ones_one_over_the_root_of_d() -> None:
-    assert spread(normal(1, 64).expand(50, 64)) == pytest.approx(0, abs=1e-6)
-    assert spread(normal(4000, 64)) == pytest.approx(1 / math.sqrt(64), rel=0.01)
-
-
-def test_spread_does_not_depend_on_the_size_of_features() -> None:
-    assert spread(1000 * normal(50, 16)) == pytest.approx(spread(normal(50, 16)), rel=1e-4)
-
-
-def test_norms_are_those_of_the_projections_and_of_all_gradients_together() -> None:
-    model = nn.Linear(2, 1)
-    model.weight.grad, model.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    numbers = health(model, step_with(normal(10, 8)))
-    assert numbers["projection_norm"] == pytest.approx(2)
-    assert numbers["gradient_norm"] == pytest.approx(5)
+from training.monitor import PANELS, POINTS, Monitor, curve
 
 
 def row(step: int) -> dict[str, float]:
@@ -94,6 +39,87 @@ def test_a_line_that_a_kill_cut_is_dropped(tmp_path: Path) -> None:
     assert again.rows() == [row(1), row(2)]
 
 
+def test_a_remark_puts_a_line_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.log(row(1), "")
+    assert capsys.readouterr().out == ""
+    monitor.log(row(2) | {"knn20": 41.26}, "3.0 min left")
+    line = capsys.readouterr().out
+    for part in ("loss 0.5000", "10 images/s", "20-NN 41.3%", "3.0 min left"):
+        assert part in line
+    without = row(3)
+    del without["knn20"]
+    monitor.log(without, "2.9 min left")
+    assert "20-NN" not in capsys.readouterr().out
+
+
+def events(out: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every scalar in the event files, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(out / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_same_values_at_once(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, tensorboard=True)
+    for step in (1, 2, 3):
+        monitor.log(row(step), "")
+    before_the_end = events(tmp_path)
+    monitor.close()
+    assert events(tmp_path) == before_the_end
+    assert before_the_end.keys() == row(1).keys() - {"step"}
+    for key, points in before_the_end.items():
+        assert [step for step, _ in points] == [1, 2, 3]
+        assert [value for _, value in points] == pytest.approx([row(step)[key] for step in (1, 2, 3)])
+
+
+def test_what_only_some_rows_have_stands_at_its_steps_in_tensorboard(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, tensorboard=True)
+    for step in (1, 2, 3):
+        monitor.log({"step": step, "loss": 1.0} | ({"knn20": 40.0} if step == 2 else {}), "")
+    monitor.close()
+    assert events(tmp_path)["knn20"] == [(2, 40.0)]
+
+
+def test_tensorboard_forgets_the_rows_after_the_checkpoint_too(tmp_path: Path) -> None:
+    killed = Monitor(tmp_path, tensorboard=True)
+    for step in (1, 2, 3, 4):
+        killed.log({"step": step, "loss": 1.0}, "")
+    killed.close()
+    again = Monitor(tmp_path, step=2, tensorboard=True)
+    again.log({"step": 3, "loss": 5.0}, "")
+    again.close()
+    assert events(tmp_path)["loss"] == [(1, 1.0), (2, 1.0), (3, 5.0)]
+
+
+def test_nothing_is_written_for_tensorboard_unless_asked(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.log(row(1), "")
+    monitor.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_without_the_package_a_line_says_so_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monitor = Monitor(tmp_path, tensorboard=True)
+    monitor.log(row(1), "")
+    monitor.log(row(2), "")
+    monitor.close()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert "tensorboard is not installed" in said[0]
+    assert monitor.rows() == [row(1), row(2)]
+
+
+def colors(path: Path) -> int:
+    """How many different colours a picture has."""
+    with Image.open(path) as picture:
+        return len(picture.convert("RGB").getcolors(1 << 24) or [])
+
+
 def test_the_report_is_one_picture_of_the_whole_run(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     for step in range(1, 20):
@@ -101,15 +127,28 @@ def test_the_report_is_one_picture_of_the_whole_run(tmp_path: Path) -> None:
     monitor.draw()
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.size[0] > 1000
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10  # something is drawn
+    assert colors(tmp_path / "report.png") > 10  # something is drawn
 
 
-def test_a_remark_puts_a_line_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_drawn_of_rows_that_lack_some_numbers_or_all(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
-    monitor.log(row(1), "")
-    assert capsys.readouterr().out == ""
-    monitor.log(row(2), "3.0 min left")
-    line = capsys.readouterr().out
-    assert "loss 0.5000" in line
-    assert "10 images/s" in line
-    assert "3.0 min left" in line
+    monitor.draw()
+    for step in range(1, 5):
+        monitor.log({"step": step, "images": 8 * step, "loss": 1.0 / step}, "")
+    monitor.draw()
+    assert colors(tmp_path / "report.png") > 10
+
+
+def test_a_curve_is_of_the_rows_that_have_its_number() -> None:
+    rows = [{"images": 8}, {"images": 16, "knn20": 40.0}, {"images": 24}, {"images": 32, "knn20": 50.0}]
+    assert curve(rows, "knn20") == ([16.0, 32.0], [40.0, 50.0])
+    assert curve(rows, "loss") == ([], [])
+
+
+def test_a_long_curve_is_averaged_down_without_losing_its_end() -> None:
+    count = 10 * POINTS + 7
+    images, values = curve([{"images": n, "loss": float(n)} for n in range(count)], "loss")
+    assert POINTS <= len(values) < 2 * POINTS
+    assert images == values
+    assert values[0] == pytest.approx(4.5)  # the mean of 0 to 9
+    assert values[-1] == pytest.approx(count - 4)  # of the last seven

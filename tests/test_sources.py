@@ -12,6 +12,7 @@ from PIL import Image
 
 from images import stl10
 from images.decode import ImageError
+from images.folders import parts
 from images.sources import Item, Source, SourceError, decoded, open_source, pixels
 from images.spec import PreprocessSpec
 from tests.pictures import encode, scene
@@ -232,6 +233,89 @@ def test_an_array_of_pickled_objects_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "pool.npy", np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(SourceError, match=r"not a \.npy file of numbers"):
         open_source(tmp_path / "pool.npy")
+
+
+# Folders that hold archives and data sets
+
+
+def write_mixed(where: Path) -> Path:
+    """Single pictures, archives of every kind and CIFAR-10's folder in one folder."""
+    write_folder(where)
+    for folder in ("archives", "more"):
+        (where / folder).mkdir()
+    write_zip(where / "archives")
+    write_tar_gz(where / "more")
+    np.save(where / "pool.npy", np.stack([np.array(scene(96, 96, 7))]))
+    batches = where / "more" / "cifar-10-batches-bin"
+    batches.mkdir()
+    for number in range(1, 6):
+        (batches / f"data_batch_{number}.bin").write_bytes(bytes([9]) + bytes(3072))
+    return where
+
+
+def test_archives_in_a_folder_are_opened_in_sorted_order_with_their_path_before_their_ids(tmp_path: Path) -> None:
+    source = open_source(write_mixed(tmp_path))
+    assert [item.id for item in source] == [
+        "a.png",
+        *(f"archives/images.zip/{name}" for name in NAMES),
+        "b.jpg",
+        "deep/er/c.webp",
+        *(f"more/cifar-10-batches-bin/train/{row:05d}" for row in range(5)),
+        *(f"more/images.tar.gz/{name}" for name in NAMES),
+        "pool.npy/0",
+    ]
+    assert source.count is None, "the tar does not say"
+    (tmp_path / "more" / "images.tar.gz").unlink()
+    assert open_source(tmp_path).count == 12
+
+
+def test_classes_of_a_folder_are_those_of_all_its_parts_and_labels_follow(tmp_path: Path) -> None:
+    for folder, names in (("x", "cat\ndog"), ("y", "owl\ncat")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "class_names.txt").write_text(names)
+        with zipfile.ZipFile(tmp_path / folder / "z.zip", "w") as archive:
+            archive.writestr("0.0.png", FILES["a.png"])
+            archive.writestr("1.1.png", FILES["a.png"])
+    source = open_source(tmp_path)
+    labels = {item.id: item.label for item in source if item.id.endswith(".png")}
+    assert source.class_names == ("cat", "dog", "owl")
+    assert labels == {"x/z.zip/0.0.png": 0, "x/z.zip/1.1.png": 1, "y/z.zip/0.0.png": 2, "y/z.zip/1.1.png": 0}
+
+
+def test_an_archive_that_holds_no_images_costs_only_itself(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
+    np.save(tmp_path / "vectors.npy", np.zeros((5, 512), np.float32))
+    damaged: dict[str, str] = {}
+    source = open_source(tmp_path)
+    images = list(decoded(source, SPEC, lambda id, error: damaged.update({id: error.reason})))
+    assert source.count == 5
+    assert [image.id for image in images] == sorted(NAMES)
+    assert "is not a source of images" in damaged["broken.zip"]
+    assert "holds float32 of shape (5, 512)" in damaged["vectors.npy"]
+
+
+def test_a_damaged_data_set_in_a_folder_is_an_error_and_not_one_file_less(tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    (tmp_path / "more" / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
+    with pytest.raises(SourceError, match="data_batch_3 is not there"):
+        open_source(tmp_path)
+
+
+def test_what_a_data_set_was_unpacked_from_is_passed_over_and_alone_it_names_the_way_out(tmp_path: Path) -> None:
+    packed = tmp_path / "more" / "cifar-10-binary.tar.gz"
+    write_mixed(tmp_path)
+    write_tar_gz(tmp_path).rename(packed)
+    assert not any("binary.tar" in item.id for item in open_source(tmp_path))
+    with pytest.raises(SourceError, match=r"is packed: run `tar xf` on it, and name the folder cifar-10-batches-bin"):
+        open_source(packed)
+
+
+def test_parts_of_a_data_set_are_itself_and_those_of_a_file_too(tmp_path: Path) -> None:
+    batches = write_mixed(tmp_path) / "more" / "cifar-10-batches-bin"
+    assert parts(batches) == [batches]
+    assert parts(tmp_path / "a.png") == [tmp_path / "a.png"]
+    assert [part.name for part in parts(tmp_path / "more")] == ["cifar-10-batches-bin", "images.tar.gz"]
 
 
 # What is not there or damaged

@@ -47,8 +47,9 @@ def test_a_speedrun_prints_one_line_and_adds_it_to_the_records(
     first, second = records(tmp_path)
     assert (first["images"], first["pool"], first["preset"]) == (120, 60, "tiny")
     assert (first["linear"], first["knn20"]) == (second["linear"], second["knn20"])  # of one seed
-    assert f"linear {first['linear']:.1f}, 20-NN {first['knn20']:.1f} inside the train labels at 16 px; 120 images" in (
-        lines[0]
+    assert (
+        f"linear {first['linear']:.1f}, 20-NN {first['knn20']:.1f} inside the train labels at 16 px; 120 images"
+        in (lines[0])
     )
     for told in (*first["made"].values(), first["date"], f"{first['images_per_second']:,.0f} images/s"):  # type: ignore[attr-defined]
         assert str(told) in lines[0]

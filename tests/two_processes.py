@@ -20,6 +20,7 @@ import torch
 from training.distributed import processes
 
 ROOT = Path(__file__).parents[1]
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def together(function: Callable[[], Any], count: int = 2, seconds: float = 120) -> list[Any]:
@@ -32,7 +33,7 @@ def together(function: Callable[[], Any], count: int = 2, seconds: float = 120) 
         arguments = [*("-W", "error", "-m", "tests.two_processes"), module, function.__name__]
         started = []
         for rank, result in enumerate(results):
-            environment = os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            environment = os.environ | ON_CPU | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (folder / f"{rank}.txt").open("wb") as output:
                 process = subprocess.Popen(
                     [sys.executable, *arguments, str(result)], cwd=ROOT, env=environment, stdout=output, stderr=output

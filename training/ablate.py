@@ -36,10 +36,10 @@ JUDGING_MINUTES = 0.5  # of one run, on two CPU cores
 @dataclass(frozen=True)
 class Ablate:
     data: tuple[str, ...] = ("data",)  # images to train on, as for pretrain
-    labels: str = ""  # a folder with labelled STL-10 to judge by (default: the first of --data that is one)
-    out: str = ""  # folder of the runs (default: runs/ablate-NAME)
+    labels: str = ""  # a folder with labelled STL-10 to judge by; left out, the first of --data that is one
+    out: str = ""  # folder of the runs; left out, runs/ablate-NAME
     preset: str = "cpu"  # recipe of pretrain that the values change
-    values: tuple[str, ...] = ()  # try these (default: all that the sweep knows)
+    values: tuple[str, ...] = ()  # try these; left out, all that the sweep knows
     seeds: int = 2  # runs of each value
     minutes: float = 8.0  # of training, each run
     epochs: int = 0  # length of each run in epochs instead
@@ -186,14 +186,13 @@ def report(name: str, trials: Sequence[Trial], out: Path) -> str:
 
 def estimate(name: str, config: Ablate, trials: Sequence[Trial]) -> str:
     """How long it will take, in words."""
-    training = [trial for trial in trials if trial.value != RANDOM]
     left = [trial for trial in trials if not trial.result.exists()]
-    runs, values = sum(trial.value != RANDOM for trial in left), len(training) // config.seeds
-    begun = f"{name}: {len(training)} runs ({values} values × {config.seeds} seeds), {runs} to do"
+    runs, to_do = (sum(trial.value != RANDOM for trial in some) for some in (trials, left))
+    plan = f"{name}: values {runs // config.seeds}, seeds {config.seeds}, runs {runs}, to do {to_do}"
     if config.epochs:
-        return f"{begun}, {config.epochs} epochs each"
-    minutes = runs * config.minutes + len(left) * JUDGING_MINUTES
-    return f"{begun}, {config.minutes:g} min each: about {minutes:.0f} min with judging"
+        return f"{plan}; epochs each {config.epochs}"
+    minutes = to_do * config.minutes + len(left) * JUDGING_MINUTES
+    return f"{plan}; {config.minutes:g} min each, about {minutes:.0f} min with judging"
 
 
 def ablate(name: str, config: Ablate) -> int:

@@ -76,11 +76,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
-def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
-    """One row for each value, in the order in which they first come; random weights go first."""
-    values = list(dict.fromkeys([RANDOM, *(outcome.value for outcome in outcomes)]))
+def rows_of(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Row]:
+    """One row for each value: random weights first, then numbers as they grow, names as they first come."""
+    values = list(dict.fromkeys(outcome.value for outcome in outcomes if outcome.value != RANDOM))
+    if sweep.numeric:
+        values.sort(key=float)
     rows = []
-    for value in values:
+    for value in (RANDOM, *values):
         runs = [outcome for outcome in outcomes if outcome.value == value]
         numbers = {
             name: spread(found)
@@ -119,7 +121,7 @@ def cell(row: Row, name: str) -> str:
 
 def table(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     """Markdown: how short the runs were, what they came to, where they ran."""
-    rows = rows_of(outcomes)
+    rows = rows_of(sweep, outcomes)
     remarks = any(row.diverged for row in rows)
     headings = [sweep.axis, "runs", *(heading for heading, _ in COLUMNS.values()), *(["remarks"] if remarks else [])]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
@@ -147,10 +149,13 @@ def length(outcomes: Sequence[Outcome]) -> str:
     images = [outcome.numbers["images"] for outcome in trained if outcome.numbers]
     epochs = [outcome.numbers["epochs"] for outcome in trained if outcome.numbers]
     minutes = trained[0].knobs["minutes"]
+    seen = [f"{min(images):,.0f}", f"{max(images):,.0f}"]
+    passed = [f"{min(epochs):.2g}", f"{max(epochs):.2g}"]
     clock = f"{minutes:g} minutes of training" if minutes else f"{trained[0].knobs['epochs']} epochs"
     return (
-        f"Short runs: {clock} each, {min(images):,.0f} to {max(images):,.0f} images seen ({min(epochs):.2g} to "
-        f"{max(epochs):.2g} epochs). What does best in so short a time need not do best in a long one."
+        f"Short runs: {clock} each, {' to '.join(dict.fromkeys(seen))} images seen "
+        f"({' to '.join(dict.fromkeys(passed))} epochs). What does best in so short a time need not do best in a "
+        "long one."
     )
 
 
@@ -172,7 +177,7 @@ def summary(name: str, sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, A
     rows = [
         {"value": row.value, "runs": row.runs, "diverged": row.diverged}
         | {key: {"mean": number.mean, "sd": number.deviation} for key, number in row.numbers.items()}
-        for row in rows_of(outcomes)
+        for row in rows_of(sweep, outcomes)
     ]
     found = correlation(outcomes) if sweep.gradients else None
     extra: Mapping[str, Any] = {"log_gradient_norm_with_linear": found._asdict()} if found else {}
@@ -183,10 +188,8 @@ def draw(sweep: Sweep, outcomes: Sequence[Outcome], file: Path) -> None:
     """One plot: accuracy of each value with error bars, what else the sweep asks for, and random weights' line."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows_of(outcomes) if row.numbers]
+    rows = [row for row in rows_of(sweep, outcomes) if row.numbers]
     swept = [row for row in rows if row.value != RANDOM]
-    if sweep.numeric:
-        swept.sort(key=lambda row: float(row.value))
     panels = [("linear", "knn20"), *((name,) for name in sweep.panels)]
     figure = Figure(figsize=(5.5 * (len(panels) + sweep.gradients), 4.5), layout="constrained")
     axes = figure.subplots(1, len(panels) + sweep.gradients, squeeze=False)[0]

@@ -28,12 +28,18 @@ def world() -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; leave them at the end."""
+    """Join the processes that torchrun started, if it did; leave them at the end. Each takes a GPU of its own."""
     if "RANK" not in os.environ:
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise SystemExit(
+                f"process {number} has no GPU of its own, for there are {gpus} on this machine: give --nproc-per-node "
+                f"{gpus}, or set CUDA_VISIBLE_DEVICES= (to nothing) to train on the CPU"
+            )
+        torch.cuda.set_device(number)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

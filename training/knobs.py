@@ -90,3 +90,11 @@ def from_json(default: Knobs, saved: Mapping[str, Any]) -> Knobs:
             from_json(now, value) if is_dataclass(now) else tuple(value) if isinstance(value, list) else value
         )
     return replace(default, **changes)  # type: ignore[type-var]
+
+
+def names(saved: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The names of all knobs in what `asdict` gave, those of nested dataclasses as outer_inner."""
+    found: set[str] = set()
+    for name, value in saved.items():
+        found |= names(value, f"{prefix}{name}_") if isinstance(value, Mapping) else {f"{prefix}{name}"}
+    return found

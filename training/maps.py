@@ -29,7 +29,7 @@ from training.machine import pick_device
 from training.watch import evenly
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart, and two more; markers help.
-COLORS = ("#0072b2", "#e69f00", "#d55e00", "#56b4e9", "#7b3294", "#000000", "#009e73", "#cc79a7", "#8c8c8c", "#a6761d")
+HUES = ("#0072b2", "#e69f00", "#d55e00", "#56b4e9", "#7b3294", "#000000", "#009e73", "#cc79a7", "#8c8c8c", "#a6761d")
 MARKERS = "osD^vP"
 SAME, OTHER = "#009e73", "#d55e00"
 
@@ -80,8 +80,8 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], title
         own = points[labels == label]
         if not len(own):
             continue
-        color, marker = COLORS[label % len(COLORS)], MARKERS[label % len(MARKERS)]
-        axis.scatter(*own.T, s=22, color=color, marker=marker, alpha=0.8, linewidths=0, label=name)
+        color, marker = HUES[label % len(HUES)], MARKERS[label % len(MARKERS)]
+        axis.scatter(own[:, 0], own[:, 1], s=22, color=color, marker=marker, alpha=0.8, linewidths=0, label=name)
         axis.annotate(
             name,
             np.median(own, axis=0),

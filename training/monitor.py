@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.backbone import FEATURES
-from training.health import Collapse, health
-
-__all__ = ["Collapse", "Monitor", "health"]
 
 
 class Panel(NamedTuple):
@@ -84,6 +81,7 @@ class Monitor:
             if not values:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="gray")
             if panel.level is not None:
+                axis.axhline(0, linewidth=1, color="gray")
                 axis.axhline(panel.level, linestyle="--", linewidth=1, color="#D55E00", label=panel.level_name)
                 axis.legend(loc="best", fontsize="small", frameon=False)
             axis.set_title(panel.title, fontsize="medium")
@@ -110,7 +108,7 @@ def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float
 
 
 def event_writer(folder: Path, step: int) -> Any:
-    """A SummaryWriter that hides what an earlier sitting wrote after `step`; None, and a word, without tensorboard."""
+    """A SummaryWriter that hides what was written after `step`; without tensorboard None, and a word."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def optimizers_of(config: Pretrain, model: nn.Module, fused: bool) -> tuple[list
             torch.optim.SGD(vectors, config.lr_vectors, 0.9, fused=fused),
         ], [config.lr, config.lr_vectors]
     if config.optimizer == "adamw":
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=fused)], [config.lr]
     everything = matrices + vectors
     return [torch.optim.SGD(everything, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)], [
@@ -179,7 +179,7 @@ def resume(out: Path, device: torch.device) -> Run:
     """The run that `out` holds, where its last checkpoint left it."""
     state = read(out, device)
     saved = json.loads(state["knobs"])
-    if unknown := {field.name for field in fields(Pretrain)} ^ saved.keys():
+    if unknown := knobs.names(asdict(Pretrain())) ^ knobs.names(saved):
         raise SystemExit(
             f"{out} is a run of another version of akin: {', '.join(sorted(unknown))} differ; evaluate or export it, "
             f"or begin a new run with --init {out / 'checkpoint.pt'}"

@@ -10,6 +10,7 @@ reading the log (every so many steps), writing the checkpoint at the end and jud
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.machine import made_with, pick_device
 @dataclass(frozen=True)
 class Speedrun:
     data: tuple[str, ...] = ("data",)  # images to train on, as for pretrain
-    labels: str = ""  # a folder with labelled STL-10 to judge by (default: the first of --data that is one)
+    labels: str = ""  # a folder with labelled STL-10 to judge by; left out, the first of --data that is one
     out: str = "runs/speedrun"  # folder of the runs and of records.jsonl
     preset: str = "speedrun"  # recipe of pretrain
     minutes: float = 8.0  # of training
@@ -79,7 +80,7 @@ def speedrun(config: Speedrun) -> Record:
     pool = pretrain.pool_of(recipe, device, folder)
     labelled = read_labelled(source, config.size)
     length = f"{recipe.minutes:g} min" if recipe.minutes else f"{recipe.epochs} epochs"
-    print(f"{len(pool)} images, {length} on {device}; {folder / 'metrics.jsonl'} grows", file=sys.stderr, flush=True)
+    print(f"{len(pool)} images, {length} on {device}; {folder / 'metrics.jsonl'} grows", flush=True)
     run = pretrain.start(recipe, device)
     pretrain.train(run, pool, folder, quiet=True)
     found = judge(run.kept, labelled, device)
@@ -103,7 +104,9 @@ def speedrun(config: Speedrun) -> Record:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = knobs.parse(Speedrun(), argv, "akin speedrun", (__doc__ or "").splitlines()[0])
-    print(speedrun(config))
+    with redirect_stdout(sys.stderr):  # what loading and training have to say; the record alone goes to stdout
+        record = speedrun(config)
+    print(record)
     return 0
 
 
