@@ -4,9 +4,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from training.ablate import flat
 from training.ablations import SWEEPS, recipes
 from training.augment import POLICIES
+from training.knobs import flat
 from training.recipes import PRESETS, Pretrain
 
 BASE = PRESETS["cpu"]

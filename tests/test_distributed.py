@@ -1,30 +1,20 @@
 """Several processes that train as one: what they exchange, and that their gradient is that of one process."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.pictures import scene
-from tests.small_run import SmallBackbone
-from tests.two_processes import ON_CPU, ROOT, free_port, together
-from training import pretrain
-from training.augment import Augmentation
+from tests.two_processes import free_port, together
 from training.backbone import FEATURES
 from training.distributed import agreed, gathered, joined, processes, rank, share, world
 from training.methods import build
-from training.monitor import Monitor
-from training.norms import with_synchronised_norm
+from training.norms import with_group_norm, with_synchronised_norm
 from training.objectives import Batch
+from training.objectives.distill import DistillKnobs
 from training.objectives.moco import MoCoKnobs
 from training.recipes import Pretrain
 
@@ -33,6 +23,7 @@ RECIPES = {
     "simclr": replace(SMALL, decoupled=False),
     "dcl": SMALL,
     **{name: replace(SMALL, method=name) for name in ("moco", "byol", "simsiam", "barlow", "vicreg")},
+    "distill": replace(SMALL, method="distill", init="an encoder", distill=DistillKnobs(size=12)),
     "simclr, group": replace(SMALL, norm="group"),
     "moco, group": replace(SMALL, method="moco", norm="group"),
 }
@@ -51,7 +42,6 @@ def everything() -> dict[str, Any]:
         "share": share(images()[0]),
         "gathered": {name: gathered(share(rows)) for name, rows in SHAPES.items()},
         "gradients": gradients(share(SHAPES["matrix"]), 1 + rank()),
-        "uneven run": refused_run(replace(SMALL, batch=7)),
         "training": {name: two_steps(config) for name, config in RECIPES.items()},
     }
 
@@ -70,23 +60,6 @@ def refusal(rows: Tensor) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def refused_run(config: Pretrain) -> str:
-    pretrain.Backbone = SmallBackbone  # type: ignore[assignment,misc]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            pretrain.pretrain(replace(config, data=(write_images(Path(folder)),), out=folder, device="cpu"))
-        except SystemExit as error:
-            return str(error)
-    return ""
-
-
-def write_images(folder: Path) -> str:
-    """A .npy of 34 generated pictures of 24 px: four batches of eight an epoch, two left over."""
-    file = folder / "images.npy"
-    np.save(file, np.stack([np.array(scene(24, 24, seed=seed)) for seed in range(34)]))
-    return str(file)
 
 
 def gradients(rows: Tensor, weight: float) -> dict[str, Tensor]:
@@ -119,21 +92,23 @@ def images() -> Tensor:
 def two_steps(config: Pretrain) -> dict[str, Any]:
     """The second step's loss and gradients, and all that is left: momentum encoders and queues have moved by then."""
     torch.manual_seed(0)
-    objective = with_synchronised_norm(build(config, backbone()))  # type: ignore[arg-type]
+    network = with_group_norm(backbone()) if config.norm == "group" else backbone()
+    objective = with_synchronised_norm(build(config, network))  # type: ignore[arg-type]
     learning = [p for p in objective.parameters() if p.requires_grad]
     model = joined(objective)
     optimizer = torch.optim.SGD(learning, lr=0.05)
-    first, second = (share(view) for view in images())
+    wanted = len(objective.views(config.view))
+    batch = Batch(tuple(share(view) for view in images()[:wanted]), share(torch.arange(IMAGES)))
     for step in range(2):
         objective.before_step(step / 2)
-        result = model(Batch((first, second), share(torch.arange(IMAGES))))
+        result = model(batch)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
         objective.after_step()
     gradient = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
-    sizes = [len(result.features), len(result.projections)]
-    return {"loss": result.loss.detach(), "gradient": gradient, "state": objective.state_dict(), "rows": sizes}
+    rows = [len(result.features) / wanted, len(result.projections) / wanted]
+    return {"loss": result.loss.detach(), "gradient": gradient, "state": objective.state_dict(), "rows": rows}
 
 
 # What is to be seen
@@ -159,12 +134,6 @@ def test_the_shares_in_order_are_the_whole(both: list[Any]) -> None:
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(both: list[Any]) -> None:
     assert {process["indivisible"] for process in both} == {
         "17 rows cannot be shared by 2 processes; give a multiple of 2"
-    }
-
-
-def test_a_run_with_such_a_batch_says_so(both: list[Any]) -> None:
-    assert {process["uneven run"] for process in both} == {
-        "a batch of 7 cannot be shared by 2 processes; set --batch"
     }
 
 
@@ -203,72 +172,7 @@ def test_they_report_its_loss_and_end_with_its_weights_statistics_and_queue(both
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_hands_the_monitor_its_own_images_only(both: list[Any], name: str) -> None:
-    assert [process["training"][name]["rows"] for process in both] == [[IMAGES, IMAGES]] * 2  # two views of half
-
-
-# A run of its own
-
-
-STILL = Augmentation(size=16, scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)  # nothing random
-RUN = replace(SMALL, batch=8, epochs=2, view=STILL, optimizer="sgd", lr=0.01, momentum=0.9, precision="fp32")
-RUN = replace(RUN, device="cpu", log_every=1, tensorboard=False)
-FLAGS = (
-    *("--batch", "8", "--epochs", "2", "--hidden", "32", "--output", "16", "--temperature-end", "0.5"),
-    *("--moco-queue", "20", "--moco-groups", "4", "--optimizer", "sgd", "--lr", "0.01", "--momentum", "0.9"),
-    *("--view-size", "16", "--view-scale", "1", "1", "--view-ratio", "1", "1", "--view-flip", "0"),
-    *("--view-jitter", "0", "--view-grayscale", "0", "--view-blur", "0", "--precision", "fp32"),
-    *("--device", "cpu", "--log-every", "1", "--no-tensorboard"),
-)
-
-
-@pytest.fixture(scope="module")
-def images_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def torchruns(tmp_path_factory: pytest.TempPathFactory, images_file: str) -> Path:
-    """What `torchrun --nproc-per-node 2` leaves behind."""
-    out = tmp_path_factory.mktemp("torchrun") / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.small_run", "0", "--data", images_file, "--out", str(out), *FLAGS]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | ON_CPU, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("34 images, cpu, 2 processes") == 1  # one of them speaks
-    return out
-
-
-def test_torchrun_trains_as_one_process_does(
-    torchruns: Path, images_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without randomness in the views both see the same, if each process takes other rows and none is left out."""
-    monkeypatch.setattr(pretrain, "Backbone", SmallBackbone)
-    monkeypatch.setattr(Monitor, "draw", lambda self: None)
-    one = pretrain.start(replace(RUN, data=(images_file,), out=str(torchruns)), torch.device("cpu"))
-    pretrain.train(one, pretrain.pool_of(one.knobs, torch.device("cpu")), tmp_path, quiet=True)
-    theirs = pretrain.resume(torchruns, torch.device("cpu"))
-    assert (theirs.step, theirs.images, theirs.knobs) == (8, 64, one.knobs)
-    torch.testing.assert_close(losses(torchruns), losses(tmp_path), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(theirs.model.state_dict(), one.model.state_dict(), atol=1e-4, rtol=1e-4)
-
-
-def test_the_first_process_alone_writes_and_one_process_goes_on(
-    torchruns: Path, images_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pretrain, "Backbone", SmallBackbone)
-    monkeypatch.setattr(Monitor, "draw", lambda self: None)
-    assert sorted(file.name for file in torchruns.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
-    assert list(losses(torchruns)) == list(range(1, 9))
-    assert len((torchruns / "metrics.jsonl").read_text().splitlines()) == 8
-    run = pretrain.resume(torchruns, torch.device("cpu"))
-    run.knobs = replace(run.knobs, epochs=3)
-    pretrain.train(run, pretrain.pool_of(run.knobs, torch.device("cpu")), torchruns, quiet=True)
-    assert list(losses(torchruns)) == list(range(1, 13))
-    assert pretrain.resume(torchruns, torch.device("cpu")).step == 12
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in Monitor(out, step=10**9).rows()}
+    assert [process["training"][name]["rows"] for process in both] == [[IMAGES / 2, IMAGES / 2]] * 2
 
 
 # One process
@@ -292,3 +196,15 @@ def test_the_processes_part_when_one_of_them_fails(monkeypatch: pytest.MonkeyPat
         assert dist.is_initialized()
         raise SystemExit("no images")
     assert not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(SystemExit, match=r"process 1 has no GPU .* machine has 1: give --nproc-per-node 1,"),
+        processes(),
+    ):
+        pass

@@ -162,6 +162,13 @@ def test_a_permutation_holds_every_row_once_and_another_turn_gives_another(count
         assert len({tuple(order) for order in orders}) == 5
 
 
+def test_a_turn_is_not_the_one_before_moved_by_a_row() -> None:
+    places = torch.stack([permutation(256, torch.tensor(turn)).argsort() for turn in range(20)]).float()
+    for shift in (0, 1):
+        pairs = torch.stack([places[:-1, shift:].flatten(), places[1:, : 256 - shift].flatten()])
+        assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.07  # of 4,864 pairs: five standard errors
+
+
 def test_over_many_turns_every_row_comes_to_every_place_equally_often() -> None:
     turns, rows = 4000, 6
     counts = torch.zeros(rows, rows)

@@ -126,7 +126,7 @@ def test_a_run_of_another_version_is_refused_by_the_knobs_that_differ(pool: Pool
     saved = json.loads(state["knobs"])
     del saved["method"], saved["view"]["rotate"]
     torch.save(state | {"knobs": json.dumps(saved)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(SystemExit, match=r"of akin: method, view_rotate differ; .* --init .*checkpoint\.pt"):
+    with pytest.raises(SystemExit, match=r"of akin: method, view.rotate differ; .* --init .*checkpoint\.pt"):
         pretrain.resume(tmp_path, CPU)
 
 

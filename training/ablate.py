@@ -11,7 +11,7 @@ not training: neither it nor loading counts in --minutes. Compiling does, where 
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +104,7 @@ def refuse_other_settings(trial: Trial, judged: Mapping[str, Any]) -> None:
         kept, asked = json.loads(saved["knobs"]), plain(trial.config)
     else:
         return
-    before, now = dict(flat(kept)), dict(flat(asked))
+    before, now = dict(knobs.flat(kept)), dict(knobs.flat(asked))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key not in SAME_ANYWAY:
             raise SystemExit(
@@ -123,15 +123,6 @@ def refuse_other_sweep(name: str, out: Path) -> None:
 def plain(config: Pretrain) -> dict[str, Any]:
     """The knobs as JSON gives them back."""
     return json.loads(json.dumps(asdict(config)))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping, by its path: view.size."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def carry_out(trial: Trial, pool: Pool, labelled: Split, judged: dict[str, Any]) -> Outcome:

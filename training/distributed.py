@@ -36,8 +36,8 @@ def processes() -> Iterator[None]:
         number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= gpus:
             raise SystemExit(
-                f"process {number} has no GPU of its own, for there are {gpus} on this machine: give --nproc-per-node "
-                f"{gpus}, or set CUDA_VISIBLE_DEVICES= (to nothing) to train on the CPU"
+                f"process {number} has no GPU of its own, for this machine has {gpus}: give --nproc-per-node {gpus}, "
+                "or set CUDA_VISIBLE_DEVICES= (to nothing) to train on the CPU"
             )
         torch.cuda.set_device(number)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -67,8 +67,8 @@ def joined(model: nn.Module) -> nn.Module:
     """`model` so that its gradients are the mean over the processes; itself where one process is alone."""
     if world() == 1:
         return model
-    parallel = DistributedDataParallel(model)  # which makes all weights and buffers those of the first process, and
-    parallel.broadcast_buffers = False  # never again: statistics are synchronised, and queues move alike
+    parallel = DistributedDataParallel(model)  # gives all of them the first one's weights and buffers
+    parallel.broadcast_buffers = False  # not again at each step: statistics are synchronised, and queues move alike
     return parallel
 
 

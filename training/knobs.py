@@ -7,7 +7,7 @@ source is its help. With presets, `--preset NAME` chooses what the other flags c
 import argparse
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -92,9 +92,10 @@ def from_json(default: Knobs, saved: Mapping[str, Any]) -> Knobs:
     return replace(default, **changes)  # type: ignore[type-var]
 
 
-def names(saved: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """The names of all knobs in what `asdict` gave, those of nested dataclasses as outer_inner."""
-    found: set[str] = set()
-    for name, value in saved.items():
-        found |= names(value, f"{prefix}{name}_") if isinstance(value, Mapping) else {f"{prefix}{name}"}
-    return found
+def flat(saved: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every knob in what `asdict` gave, those of nested dataclasses by their path: view.size."""
+    for key, value in saved.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

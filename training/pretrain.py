@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import knobs
@@ -28,7 +27,7 @@ from training.backbone import Backbone
 from training.checkpoint import Run, load_backbone, read, require_finite, restore, save
 from training.data import Pixels, Pool, load_pool, views
 from training.diary import Diary
-from training.distributed import agreed, processes, rank, share, world
+from training.distributed import agreed, joined, processes, rank, share, world
 from training.machine import made_with, pick_device
 from training.methods import build
 from training.monitor import Monitor
@@ -51,8 +50,9 @@ def start(config: Pretrain, device: torch.device, resuming: bool = False) -> Run
     torch.manual_seed(config.seed)
     backbone = Backbone(config.stem, config.norm)
     begun_with = begin_with(backbone, config.init) if config.init and not resuming else {}
-    model = with_synchronised_norm(build(config, backbone))
+    model = build(config, backbone)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = with_synchronised_norm(model)
     average = None
     if config.ema:
         average = AveragedModel(model.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -107,9 +107,7 @@ def prepared(run: Run, done: float) -> Model:
     """The model as it is called: in a head start its backbone is frozen, else everything learns."""
     run.model.backbone.requires_grad_(not head_start(run.knobs, done))
     model: nn.Module = torch.compile(run.model) if run.knobs.compile else run.model  # type: ignore[assignment]
-    if world() > 1:  # statistics are synchronised and queues move alike, so there is no buffer to broadcast
-        model = DistributedDataParallel(model, broadcast_buffers=False)
-    return model
+    return joined(model)
 
 
 def train_step(run: Run, model: Model, pixels: Pixels, done: float) -> Step:
@@ -142,8 +140,6 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
     config = run.knobs
     if len(pool) < config.batch:
         raise SystemExit(f"{len(pool)} images do not fill a batch of {config.batch}; set --batch or add images")
-    if config.batch % world():
-        raise SystemExit(f"a batch of {config.batch} cannot be shared by {world()} processes; set --batch")
     steps = config.epochs * (len(pool) // config.batch)
     diary = Diary(run, out, pool.device, quiet) if rank() == 0 else None
     model: Model | None = None
@@ -179,7 +175,7 @@ def resume(out: Path, device: torch.device) -> Run:
     """The run that `out` holds, where its last checkpoint left it."""
     state = read(out, device)
     saved = json.loads(state["knobs"])
-    if unknown := knobs.names(asdict(Pretrain())) ^ knobs.names(saved):
+    if unknown := dict(knobs.flat(asdict(Pretrain()))).keys() ^ dict(knobs.flat(saved)).keys():
         raise SystemExit(
             f"{out} is a run of another version of akin: {', '.join(sorted(unknown))} differ; evaluate or export it, "
             f"or begin a new run with --init {out / 'checkpoint.pt'}"
@@ -213,9 +209,13 @@ def pretrain(config: Pretrain) -> int:
     device, out = pick_device(config.device), Path(config.out)
     torch.set_float32_matmul_precision("high")  # TF32 where there is no autocast: augmentation and Muon
     if config.check:
+        if world() > 1:
+            raise SystemExit("--check is for one process; run it without torchrun")
         return check(config, device)
     if (out / "checkpoint.pt").exists() and not config.resume:
         raise SystemExit(f"{out} already holds a run; add --resume to go on with it, or name another --out")
+    if config.batch % world():
+        raise SystemExit(f"a batch of {config.batch} cannot be shared by {world()} processes; set --batch")
     out.mkdir(parents=True, exist_ok=True)
     if config.resume:
         run = resume(out, device)

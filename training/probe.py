@@ -2,6 +2,7 @@
 means (prototypical networks, arXiv 1703.05175). Classes are numbered from 0, and each has a labelled vector."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import NamedTuple
 
@@ -51,8 +52,9 @@ def fit_probe(vectors: np.ndarray, labels: np.ndarray) -> Probe:
             hits += percent(vectors[asked] @ weight.T + bias, labels[asked]) * len(asked)
         return hits / len(vectors)
 
-    strength, best = first_peak(STRENGTHS, score)
-    weight, bias = regression(vectors, labels, strength)
+    with one_thread():
+        strength, best = first_peak(STRENGTHS, score)
+        weight, bias = regression(vectors, labels, strength)
     return Probe(weight.astype(np.float32), bias.astype(np.float32), strength, best)
 
 
@@ -71,13 +73,18 @@ def regression(
     from the solution of a neighbouring strength it takes half as many steps."""
     mean, spread = vectors.mean(axis=0), vectors.std(axis=0) + 1e-8
     model = (model or LogisticRegression(max_iter=MOST_STEPS)).set_params(C=strength)
-    with thread_pools().limit(limits=1):  # beside other work, BLAS threads that wait for each other made this 35
-        model.fit((vectors - mean) / spread, labels)  # times slower
+    with one_thread():
+        model.fit((vectors - mean) / spread, labels)
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:  # of two classes sklearn keeps the second one's log-odds alone
         weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
     weight = weight / spread
     return weight, bias - weight @ mean
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Beside other work, BLAS threads that wait for each other made a fit 35 times slower."""
+    return thread_pools().limit(limits=1)
 
 
 @cache

@@ -1,9 +1,9 @@
 """Self-distillation across image sizes: an encoder learns to see in a small image what it sees in a larger one.
 
-Objects look larger in training's crops than in the whole images that are served, so an encoder is better on images
-Objects look larger in training crops than in the whole images that are served, so an encoder is better on images
-teacher (arXiv 1503.02531, section 2, on embeddings instead of logits): frozen, it looks at a view of every image, and
-the student, which starts as its equal, at the same view made smaller.
+Objects look larger in training's crops than in whole images, so an encoder is better on images larger than it was
+trained on (arXiv 1906.06423, section 3), and slower. Here the encoder that a run begins with is the teacher (arXiv
+1503.02531, section 2, on embeddings instead of logits): frozen, it looks at a view of every image, and the student,
+which starts as its equal, at the same view made smaller.
 """
 
 from dataclasses import dataclass
