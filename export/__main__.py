@@ -40,8 +40,10 @@ from images.stl10 import CLASS_NAMES
 from training import knobs
 from training.backbone import Backbone
 from training.checkpoint import load_backbone
-from training.evaluate import Embed, Split, embed_images, on_test, read_split, torch_embedder
+from training.features import Embed, embed_images, torch_embedder
+from training.labelled import Split, read_split
 from training.probe import fit_probe, percent
+from training.protocol import on_test
 from training.provenance import described, story_of
 
 BATCH = 100

@@ -22,7 +22,7 @@ from export.fidelity import Budget, Fidelity, compare
 from export.graph import Served
 from export.to_torch_int8 import DESCRIPTION, RangeError, read_ranges, to_torch_int8
 from training.checkpoint import load_backbone
-from training.evaluate import Split
+from training.labelled import Split
 from training.probe import fit_probe
 
 BATCH = 100

@@ -41,7 +41,7 @@ from load_tests.gmac import gmac
 from training import probe
 from training.backbone import FEATURES, Backbone, Stem
 from training.checkpoint import load_backbone
-from training.evaluate import Split, read_split
+from training.labelled import Split, read_split
 from training.provenance import described
 
 RANDOM = "random:"

@@ -18,7 +18,7 @@ from load_tests.gmac import gmac
 from tests.small_run import SmallBackbone
 from tests.tiny_stl10 import write_tiny_stl10
 from training.backbone import Backbone
-from training.evaluate import read_split
+from training.labelled import read_split
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "model_store"

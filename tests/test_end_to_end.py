@@ -38,7 +38,7 @@ from index.seed import seed_gallery
 from tests.pictures import encode, scene
 from tests.server import ROOT, Server, running_server, start
 from training.checkpoint import load_backbone
-from training.evaluate import embed_split
+from training.features import embed_split
 
 STORE = ROOT / "model_store"
 SHARED = ROOT.parent / "shared" / "data"

@@ -25,7 +25,8 @@ from index.seed import seed_gallery
 from tests.tiny_stl10 import CLASSES, write_checkpoint, write_tiny_stl10
 from training import probe
 from training.checkpoint import load_backbone
-from training.evaluate import embed_split, read_split
+from training.features import embed_split
+from training.labelled import read_split
 
 SIZE, TRAIN, TEST, HELD_OUT = 32, 150, 40, 60
 SHIPPED = {"encoder.safetensors", "encoder.int8.onnx", "encoder.json", "gallery.npz", "MODEL_CARD.md"}

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.tiny_encoder import write_tiny_encoder
 from tests.tiny_stl10 import write_tiny_stl10
 from training import maps
-from training.evaluate import Split, read_split
+from training.labelled import Split, read_split
 from training.maps import OTHER, SAME, Nearest, draw_lots, draw_map, draw_sheet, nearest, plane
 
 NAMES = ("cat", "dog", "ship")

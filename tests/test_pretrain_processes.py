@@ -87,8 +87,7 @@ def test_a_process_alone_goes_on_where_two_left_off(together: Path, tmp_path: Pa
 def test_a_batch_that_the_processes_cannot_share_is_refused(
     together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = pretrain.start(replace(config_of(together), batch=7), CPU)
-    pool = pretrain.pool_of(run.knobs, CPU)
     monkeypatch.setattr(pretrain, "world", lambda: 2)
     with pytest.raises(SystemExit, match="batch of 7 cannot be shared by 2 processes; set --batch"):
-        pretrain.train(run, pool, tmp_path)
+        pretrain.pretrain(replace(config_of(together), batch=7, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.tiny_stl10 import lively_backbone, write_tiny_stl10
 from training import probe, watch
-from training.evaluate import read_split
+from training.labelled import read_split
 from training.watch import Watch, evenly
 
 SIZE = 32

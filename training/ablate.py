@@ -24,8 +24,8 @@ from training import checkpoint, comparison, knobs, pretrain
 from training.ablations import SWEEPS, recipes
 from training.comparison import RANDOM, Outcome
 from training.data import Pool
-from training.evaluate import Split
 from training.judge import find_labelled, judge, read_labelled
+from training.labelled import Split
 from training.machine import made_with, pick_device
 from training.recipes import PRESETS, Pretrain
 

@@ -27,6 +27,7 @@ from training.schedule import rate_factor
 BATCH = 64
 LEARNING_RATE = 3e-4  # of AdamW, after a rise over WARMUP; then a cosine to zero
 WARMUP = 0.1
+TRAIN_MODE = False
 WEIGHT_DECAY = 0.05
 DRAWS = 3  # of the ten that the probe has at 5% of the labels: each is a training of its own
 
@@ -62,7 +63,7 @@ def finetune(
     labels = torch.from_numpy(split.labels).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     aug, steps = mild(canvas.shape[-1]), epochs * math.ceil(len(canvas) / BATCH)
-    model.train()
+    model.train(TRAIN_MODE)
     for step, rows in enumerate(batches(len(canvas), epochs, seed)):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate_factor(step / steps, WARMUP)

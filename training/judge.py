@@ -16,8 +16,9 @@ from sklearn.model_selection import StratifiedKFold
 from images.sources import SourceError, open_source
 from training import probe
 from training.backbone import Backbone
-from training.evaluate import Split, embed_images, read_split, torch_embedder
+from training.features import embed_images, torch_embedder
 from training.health import effective_rank
+from training.labelled import Split, read_split
 
 # Of the probe's L2 penalty (C): within half a point of the best one for random weights and for trained ones.
 STRENGTH = 3e-3

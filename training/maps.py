@@ -24,7 +24,8 @@ from encoder.session import Encoder
 from images.sources import open_source
 from training import knobs
 from training.checkpoint import load_backbone
-from training.evaluate import Embed, Split, embed_images, read_split, torch_embedder
+from training.features import Embed, embed_images, torch_embedder
+from training.labelled import Split, read_split
 from training.machine import pick_device
 from training.watch import evenly
 

@@ -7,6 +7,8 @@ import torch
 
 from training import probe
 from training.backbone import Backbone
+from training.features import embed_images, torch_embedder
+from training.labelled import read_split
 
 MOST = 2000  # images: enough for a curve, a point of it within 1%
 
@@ -18,8 +20,6 @@ class Watch:
     def __init__(self, folder: Path, size: int, device: torch.device) -> None:
         """folder: with STL-10 or CIFAR-10; size: side the images are brought to, in pixels; device: where the
         backbone is."""
-        from training.evaluate import read_split  # here, since evaluation imports what trains
-
         split = read_split(folder, "train", size)
         rows = evenly(split.labels, MOST)
         self.images, self.labels, self.device = split.images[rows], split.labels[rows], device
@@ -27,8 +27,6 @@ class Watch:
     def measure(self, backbone: Backbone) -> float:
         """Leave-one-out 20-NN accuracy in percent. The backbone's weights, BatchNorm statistics and modes stay as
         they are, and no random number is drawn."""
-        from training.evaluate import embed_images, torch_embedder
-
         modes = [(module, module.training) for module in backbone.modules()]
         try:
             vectors = embed_images(torch_embedder(backbone, self.device), self.images)
