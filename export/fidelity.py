@@ -26,7 +26,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """int8 against fp32 on held-out images."""
+    """int8 against fp32."""
 
     images: int  # that the next four lines are measured on
     cosine_mean: float
@@ -49,7 +49,7 @@ class Fidelity:
         ]
         if broken:
             raise OverBudget(
-                f"{precision} is too far from fp32 on {self.images} held-out images: {'; '.join(broken)}. Nothing "
+                f"{precision} is too far from fp32 ({self.images} held-out images): {'; '.join(broken)}. Nothing "
                 "was written. A well trained encoder stays inside: look for a mistake in its calibration images, "
                 "give more of them with --calibration, or try another --calibrator."
             )

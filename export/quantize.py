@@ -41,7 +41,9 @@ class Batches(CalibrationDataReader):
     """Feeds images (N, size, size, 3) uint8 to the calibrator."""
 
     def __init__(self, images: np.ndarray) -> None:
-        self.rest: Iterator[np.ndarray] = iter(np.array_split(images, max(1, len(images) // BATCH)))
+        # The histograms of percentile and entropy want batches of one size.
+        size = max(size for size in range(1, BATCH + 1) if len(images) % size == 0)
+        self.rest: Iterator[np.ndarray] = iter(np.split(images, len(images) // size))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.rest, None)

@@ -226,7 +226,6 @@ def measure(settings: Settings) -> int:
     recipe, device = settings.recipe, pick_device(settings.recipe.device)
     about = machine.describe(Path(sys.executable))
     about["versions"] |= {name: version(name) for name in ("torch", "torchvision")}
-    torch.set_float32_matmul_precision("high")  # as pretrain has it
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.out.parent) as cache:
         pool = (

@@ -47,6 +47,14 @@ def test_it_names_the_model_its_size_its_classes_and_where_it_comes_from(manifes
     assert "- recipe: batch 1024, lr 0.05" in card or "- recipe: lr 0.05, batch 1024" in card
 
 
+def test_it_tells_what_the_encoder_began_with_below_its_own_story(manifest: Manifest) -> None:
+    earlier = manifest.provenance | {"data": "nine dogs"}
+    card = model_card(replace(manifest, provenance={"images": 12_345, "begun_with": earlier}))
+    own, _, before = card.partition("The earlier encoder that it began with:")
+    assert "- images: 12,345" in own and "cats" not in own
+    assert "- data: nine dogs" in before and "- images: 19,961,856" in before and "batch 1024" in before
+
+
 def test_it_gives_the_test_numbers_beside_the_random_line(manifest: Manifest) -> None:
     lines = model_card(manifest).splitlines()
     assert "| served int8 | 77.36 | 75.7 | 68.3 ± 0.92 | 66.93 ± 1.04 |" in lines

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel
+from safetensors.torch import save_file
 
 from tests.small_run import SmallBackbone
 from tests.tiny_stl10 import lively_backbone, write_checkpoint
@@ -33,9 +33,9 @@ def test_a_checkpoint_gives_back_the_backbone_of_its_run(tmp_path: Path, stem: s
 
 def test_where_a_run_kept_a_moving_average_that_is_its_backbone(tmp_path: Path) -> None:
     run = pretrain.start(replace(SMALL, ema=0.9), CPU)
-    assert isinstance(run.average, AveragedModel)
+    assert run.average is not None
     kept = lively_backbone(seed=3).state_dict()
-    run.average.module.load_state_dict(kept)
+    run.average.load_state_dict(kept)
     save(run, tmp_path)
     loaded = load_backbone(str(tmp_path / "checkpoint.pt"))
     for name, value in kept.items():
@@ -60,7 +60,7 @@ def test_weights_that_lack_a_layer_are_refused_by_its_name(tmp_path: Path) -> No
 
 
 def test_missing_weights_are_refused_with_the_way_out() -> None:
-    with pytest.raises(SystemExit, match=r"no weights at nowhere\.pt; train some with `akin pretrain`"):
+    with pytest.raises(SystemExit, match=r"no weights at nowhere\.pt; name a run's checkpoint\.pt or an exported"):
         load_backbone("nowhere.pt")
 
 
@@ -107,3 +107,13 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_the_last_good_checkpoint(
 def test_there_is_nothing_to_go_on_with_where_no_run_was(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"to go on with; leave out --resume to start a run"):
         read(tmp_path, CPU)
+
+
+def test_files_that_are_not_ours_are_refused_by_name(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors", metadata={"format": "pt"})
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    for name in ("foreign.safetensors", "foreign.pt"):
+        with pytest.raises(SystemExit, match=f"{name} is not from akin: it does not say which backbone it holds"):
+            load_backbone(str(tmp_path / name))
+    with pytest.raises(SystemExit, match="there are no weights at .*; name a run's checkpoint"):
+        load_backbone(str(tmp_path))

@@ -62,5 +62,7 @@ def test_the_teacher_stays_as_it_is_while_the_student_comes_nearer() -> None:
 def test_without_an_encoder_to_begin_with_it_is_refused() -> None:
     with pytest.raises(ValueError, match="name it with --init"):
         Pretrain(method="distill")
+    with pytest.raises(ValueError, match=r"head_start 0\.1 is for heads.* --head-start 0"):
+        Pretrain(method="distill", init="x.pt")
     with pytest.raises(ValueError, match="size 0 is no side"):
         replace(PRESETS["distill"], distill=DistillKnobs(size=0))

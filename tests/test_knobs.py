@@ -162,3 +162,14 @@ def test_optional_numbers_percent_signs_and_other_dataclasses_work_too(capsys: p
     with pytest.raises(SystemExit):
         knobs.parse(Small(), ["--help"], "x", "")
     assert "50% of what there is" in capsys.readouterr().out
+
+
+def test_the_flags_that_were_typed_are_known_by_their_paths_whatever_their_values() -> None:
+    line = ["--preset", "cpu", "--batch", "256", "--view-size", "48", "--no-compile", "--data", "a", "b"]
+    assert knobs.typed(Pretrain(), line) == {"batch", "view.size", "compile", "data"}
+    assert knobs.typed(Pretrain(), []) == set()
+
+
+def test_flat_gives_every_knob_by_its_path() -> None:
+    paths = dict(knobs.flat(asdict(Pretrain())))
+    assert (paths["batch"], paths["view.size"], paths["moco.queue"]) == (256, 96, 4096)

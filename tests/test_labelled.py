@@ -127,13 +127,17 @@ def test_folds_that_do_not_fit_the_train_split_are_refused(tmp_path: Path, line:
         official_folds(tmp_path, LABELS)
 
 
-def test_stl10s_own_folds_are_ten_of_a_thousand_different_rows_each() -> None:
-    """The real list where it is there, else one made like it."""
-    if (REAL / "fold_indices.txt").exists():
+def test_the_ten_official_folds_have_a_hundred_images_of_every_class(tmp_path: Path) -> None:
+    """Of the real STL-10 where it is there, else of one whose folds are drawn likewise."""
+    if (REAL / "stl10-train.zip").exists():
         folder = REAL
+        with zipfile.ZipFile(REAL / "stl10-train.zip") as archive:
+            labels = np.array([int(name.split(".")[1]) for name in archive.namelist()])
         assert data_name(REAL) == "STL-10"
     else:
-        return
-    folds = official_folds(folder, np.arange(5000) % 1)
-    assert [len(fold) for fold in folds] == [1000] * 10
-    assert folds[0][:4].tolist() == [39, 4948, 2964, 2855]
+        folder, labels = tmp_path, np.arange(5000) % 10
+        rows = [np.random.default_rng(fold).permutation(500)[:100, None] * 10 + np.arange(10) for fold in range(10)]
+        text = "\n".join(" ".join(map(str, fold.ravel())) for fold in rows)
+        (folder / "fold_indices.txt").write_text(text)
+    folds = official_folds(folder, labels)
+    assert [np.bincount(labels[fold]).tolist() for fold in folds] == [[100] * 10] * 10

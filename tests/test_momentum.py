@@ -58,3 +58,15 @@ def test_following_leaves_no_trace_in_autograd() -> None:
     follow(copied, learning, 0.5)
     outputs: Tensor = copied(torch.rand(5, 4))
     assert not outputs.requires_grad
+
+
+def test_running_statistics_follow_only_where_that_is_asked_for() -> None:
+    learning = mlp((4, 3, 2))
+    copies = [frozen_copy(learning), frozen_copy(learning)]
+    learning[1].running_mean.fill_(10.0)
+    learning[1].num_batches_tracked.fill_(7)
+    for copied, statistics in zip(copies, (False, True), strict=True):
+        follow(copied, learning, 0.75, statistics)
+    assert copies[0][1].running_mean.tolist() == [0, 0, 0]
+    assert copies[1][1].running_mean.tolist() == [2.5, 2.5, 2.5]
+    assert int(copies[1][1].num_batches_tracked) == 0  # a count is no average

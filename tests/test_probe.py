@@ -1,4 +1,4 @@
-"""The measuring instruments themselves: a linear probe and a vote of neighbours, against known answers."""
+"""The measuring instruments themselves: a linear probe, a vote of neighbours and class means, against known answers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from training import probe
-from training.probe import Probe, few_label_accuracy, first_peak, fit_probe, neighbor_accuracy, percent, regression
+from training.probe import (
+    Probe,
+    few_label_accuracy,
+    first_peak,
+    fit_few,
+    fit_probe,
+    neighbor_accuracy,
+    percent,
+    prototype_accuracy,
+    regression,
+)
 
 CLASSES, DIMENSION = 4, 12
 
@@ -179,3 +189,78 @@ def test_draws_are_the_same_in_every_run() -> None:
 
 def test_draws_are_summed_up_as_mean_and_sample_deviation() -> None:
     assert probe.summary([60.0, 64.0]) == pytest.approx((62.0, np.sqrt(8.0)))
+
+
+def brute_force_prototype(known: np.ndarray, labels: np.ndarray, query: np.ndarray) -> int:
+    """The class whose mean is nearest, one distance after another."""
+    distances = []
+    for label in range(CLASSES):
+        members = [vector for vector, own in zip(known, labels, strict=True) if own == label]
+        mean = sum(members) / len(members)
+        distances.append(float(((query - mean) ** 2).sum()))
+    return int(np.argmin(distances))
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 50])
+def test_prototypes_are_those_of_a_plain_loop(per_class: int) -> None:
+    known, labels = blobs(per_class, spread=2.0)
+    queries, answers = blobs(50, spread=2.0, seed=1)
+    expected = [brute_force_prototype(known, labels, query) for query in queries]
+    assert 30 < 100 * np.mean(expected == answers) < 95, "an instrument that is always right would compare nothing"
+    found = prototype_accuracy(known, labels, queries, answers)
+    assert found == pytest.approx(100 * np.mean(expected == answers))
+
+
+def test_the_nearest_mean_is_nearest_by_distance_not_by_angle() -> None:
+    """The mean of two opposite-looking vectors is short: the query points its way, yet lies nearer to the other."""
+    known = np.array([[0.0, 1.0], [0.6, -0.8], [0.8, 0.6]], np.float32)  # class 0 has a mean of (0.3, 0.1)
+    query = np.array([[0.96, 0.28]], np.float32)
+    mean = known[:2].mean(axis=0)
+    assert query[0] @ mean / np.linalg.norm(mean) > query[0] @ known[2]
+    assert prototype_accuracy(known, np.array([0, 0, 1]), query, np.array([1])) == 100
+
+
+def test_with_one_label_a_class_the_prototype_is_the_nearest_neighbour() -> None:
+    known, labels = blobs(1, spread=2.0)
+    queries, answers = blobs(100, spread=2.0, seed=1)
+    nearest = labels[(queries @ known.T).argmax(axis=1)]
+    assert prototype_accuracy(known, labels, queries, answers) == pytest.approx(100 * (nearest == answers).mean())
+
+
+def test_below_five_labels_a_class_the_strength_is_fixed_and_from_five_on_it_is_chosen() -> None:
+    few = fit_few(*blobs(4, spread=1.0))
+    assert few.strength == probe.FEW_LABELS_STRENGTH and np.isnan(few.cross_validated)
+    weight, _ = regression(*blobs(4, spread=1.0), probe.FEW_LABELS_STRENGTH)
+    assert np.array_equal(few.weight, weight.astype(np.float32))
+    chosen, expected = fit_few(*blobs(5, spread=1.0)), fit_probe(*blobs(5, spread=1.0))
+    assert np.array_equal(chosen.weight, expected.weight) and chosen.cross_validated == expected.cross_validated
+
+
+def test_one_label_a_class_is_enough_to_tell_blobs_apart() -> None:
+    assert fit_few(*blobs(1, spread=0.05)).accuracy(*blobs(50, spread=0.05, seed=1)) == 100
+
+
+def test_two_classes_have_two_logits_whose_difference_is_sklearns() -> None:
+    vectors, labels = blobs(40, spread=1.0)
+    vectors, labels = vectors[labels < 2], labels[labels < 2]
+    weight, bias = regression(vectors, labels, 0.1)
+    logits = vectors @ weight.T + bias
+    scaled = StandardScaler().fit_transform(vectors)
+    expected = LogisticRegression(C=0.1, max_iter=2000).fit(scaled, labels).decision_function(scaled)
+    assert logits.shape == (80, 2)
+    assert logits[:, 1] - logits[:, 0] == pytest.approx(expected, abs=1e-4)
+    assert fit_probe(vectors, labels).cross_validated > 60
+
+
+def test_starting_from_a_neighbouring_strength_leads_to_the_same_probe() -> None:
+    vectors, labels = blobs(60, spread=1.0)
+    model = LogisticRegression(max_iter=2000, warm_start=True)
+    for strength in probe.STRENGTHS:
+        weight, bias = regression(vectors, labels, strength, model)
+    cold_weight, cold_bias = regression(vectors, labels, probe.STRENGTHS[-1])
+    assert weight == pytest.approx(cold_weight, abs=0.02 * float(np.abs(cold_weight).max()))
+    assert bias == pytest.approx(cold_bias, abs=0.05)
+
+
+def test_a_single_draw_has_no_deviation() -> None:
+    assert probe.summary([60.0]) == (60.0, 0.0)

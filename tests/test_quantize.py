@@ -107,14 +107,14 @@ def test_the_calibration_images_set_the_ranges(graph: onnx.GraphProto) -> None:
     assert int(values[zero]) == round(-normalised.min() / float(values[scale]))
 
 
-@pytest.mark.parametrize(("count", "batches"), [(1, 1), (49, 1), (120, 2), (300, 6)])
-def test_the_calibrator_sees_each_image_once(count: int, batches: int) -> None:
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (49, 1), (120, 3), (300, 6), (53, 53)])
+def test_the_calibrator_sees_each_image_once_in_batches_of_one_size(count: int, batches: int) -> None:
     images = np.arange(count, dtype=np.int64).reshape(count, 1, 1, 1)
     reader = Batches(images)
     seen = []
     while (batch := reader.get_next()) is not None:
         seen.append(batch["image"])
-    assert len(seen) == batches
+    assert len(seen) == batches and len({len(batch) for batch in seen}) == 1
     assert np.array_equal(np.concatenate(seen), images)
 
 

@@ -86,7 +86,7 @@ def trials_of(name: str, config: Ablate, out: Path) -> list[Trial]:
     that is stopped has something to say."""
     base = short_recipe(config.preset, config.data, config.minutes, config.epochs, config.limit, config.device)
     base = replace(base, log_every=max(1, base.log_every // 2))  # gradient norms are averages over logged steps
-    wanted = {RANDOM: base} | recipes(name, base, config.values)
+    wanted = {RANDOM: replace(base, method="simclr", init="")} | recipes(name, base, config.values)
     return [
         Trial(value, replace(recipe, seed=seed, out=str(out / f"{value}-seed{seed}")))
         for seed in range(config.seeds)
@@ -187,7 +187,6 @@ def estimate(name: str, config: Ablate, trials: Sequence[Trial]) -> str:
 
 
 def ablate(name: str, config: Ablate) -> int:
-    torch.set_float32_matmul_precision("high")  # as `akin pretrain` has it
     out = Path(config.out or f"runs/ablate-{name}")
     trials = trials_of(name, config, out)
     source = find_labelled(config.labels, config.data)

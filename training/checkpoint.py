@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from training import distributed
-from training.backbone import Backbone
+from training.backbone import Backbone, Norm, Stem
 from training.objectives import Objective
 from training.recipes import Pretrain
 
@@ -24,7 +23,7 @@ class Run:
     model: Objective
     optimizers: list[torch.optim.Optimizer]
     peaks: list[float]  # each optimizer's learning rate at its peak
-    average: AveragedModel | None = None  # of the backbone, where knobs.ema asks for it
+    average: Backbone | None = None  # moving, of the backbone, where knobs.ema asks for it
     step: int = 0
     seconds: float = 0.0  # of training, over all sittings
     images: int = 0  # seen, each counted once however many views it gives
@@ -34,7 +33,7 @@ class Run:
     @property
     def kept(self) -> Backbone:
         """The backbone that is evaluated and exported: its moving average where there is one."""
-        return self.average.module if self.average is not None else self.model.backbone  # type: ignore[return-value]
+        return self.average if self.average is not None else self.model.backbone
 
 
 def save(run: Run, out: Path) -> None:
@@ -96,15 +95,15 @@ def require_finite(run: Run, out: Path, loss: float) -> None:
         raise SystemExit(diverged(run, out, f"the loss became {loss}"))
 
 
-def load_backbone(weights: str, stem: str = "standard") -> Backbone:
+def load_backbone(weights: str, stem: Stem = "standard", norm: Norm = "batch") -> Backbone:
     """The backbone of a run's checkpoint (its moving average where it has one) or of an exported .safetensors;
-    `random`: fresh weights with `stem`, seed 0."""
+    `random`: fresh weights with `stem` and `norm`, seed 0."""
     if weights == "random":
         torch.manual_seed(0)
-        return Backbone(stem)  # type: ignore[arg-type]  # Backbone refuses other names
+        return Backbone(stem, norm)
     path = Path(weights)
-    if not path.exists():
-        raise SystemExit(f"there are no weights at {path}; train some with `akin pretrain`, or pass `random`")
+    if not path.is_file():
+        raise SystemExit(f"there are no weights at {path}; name a run's checkpoint.pt or an exported .safetensors")
     kind, state = _stored(path)
     backbone = Backbone(**kind)
     prefix = "backbone."
@@ -125,12 +124,14 @@ def _stored(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            kind = file.metadata()
-            return kind, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, it is no dict
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    recipe = json.loads(checkpoint["knobs"])
-    kind = {"stem": recipe["stem"], "norm": recipe.get("norm", "batch")}
-    if "average" not in checkpoint:
-        return kind, checkpoint["model"]
-    average = {name: value for name, value in checkpoint["average"].items() if name != "n_averaged"}
-    return kind, {f"backbone.{name.removeprefix('module.')}": value for name, value in average.items()}
+            told = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, it is no dict
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        told = json.loads(checkpoint.get("knobs", "{}"))
+        state = checkpoint.get("model", {})
+        if "average" in checkpoint:
+            state = {f"backbone.{name}": value for name, value in checkpoint["average"].items()}
+    if "stem" not in told:
+        raise SystemExit(f"{path} is not from akin: it does not say which backbone it holds; name another file")
+    return {"stem": told["stem"], "norm": told.get("norm", "batch")}, state

@@ -24,7 +24,7 @@ from images.folders import is_single, parts
 from images.sources import Source, SourceError, decoded, open_parts, open_source
 from images.spec import PreprocessSpec
 from training.augment import Augmentation, Randomness, view
-from training.distributed import agreed, rank
+from training.distributed import agreed, neighbors, rank
 
 NAMED = 20  # unreadable files; the others are only counted
 CHUNK = 2**26  # bytes of pixels that wait to be moved to where they are kept
@@ -246,7 +246,7 @@ def free_memory(device: torch.device) -> int:
     if meminfo.exists():
         entries = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = 1024 * int(entries["MemAvailable"].split()[0])
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes here share it
+    return free // neighbors()
 
 
 def fingerprint(paths: Sequence[str], store: int, limit: int) -> str:

@@ -25,25 +25,25 @@ class Diary:
         self.watched = run.seconds
         self.mark = (run.seconds, run.images)
 
-    def write(self, result: Step, loss: float, done: float, done_now: float) -> None:
-        """A row, and on the terminal a line. done: of the schedule before the step; done_now: after it."""
+    def write(self, result: Step, done: float, reached: float) -> str | None:
+        """A row, and on the terminal a line. done: share of the schedule before the step; reached: after it.
+        Returns what there is to say where the run has just collapsed."""
         run, config = self.run, self.run.knobs
         speed = (run.images - self.mark[1]) / max(run.seconds - self.mark[0], 1e-9)
         self.mark = (run.seconds, run.images)
-        row = {"step": run.step, "loss": loss, "images": run.images, "seconds": run.seconds, "progress": done}
-        row |= {"images_per_second": speed, "lr": run.peaks[0] * rate(config, done)}
+        row = {"step": run.step, "images": run.images, "seconds": run.seconds, "progress": done}
+        row |= {"loss": result.loss.item(), "lr": run.peaks[0] * rate(config, done), "images_per_second": speed}
         row |= health(run.model, result, views=len(result.features) // (config.batch // world()))
-        due = done_now >= 1 or run.seconds - self.watched > 60 * config.watch_minutes
+        due = reached >= 1 or run.seconds - self.watched > 60 * config.watch_minutes
         if self.watch is not None and due:
             row["knn20"] = self.watch.measure(run.kept)
             self.watched = run.seconds
-        left = run.seconds / done_now * (1 - done_now)
+        left = run.seconds / reached * (1 - reached)
         self.monitor.log(row, "" if self.quiet else f"{left / 60:.1f} min left")
         sign = self.collapse.sign(row)
-        if sign and config.stop_on_collapse:
-            raise SystemExit(f"{sign}; stopped at step {run.step}, as --stop-on-collapse asks")
-        if sign:
+        if sign and not config.stop_on_collapse:
             print(f"{sign}; --stop-on-collapse would end the run here", flush=True)
+        return sign
 
     def close(self) -> None:
         self.monitor.draw()

@@ -26,6 +26,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def neighbors() -> int:
+    """How many of them share this machine's memory and cores, as torchrun tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the processes that torchrun started, if it did; leave them at the end. Each takes a GPU of its own."""

@@ -35,7 +35,6 @@ from training.labelled import Split as Split
 from training.labelled import data_name, official_folds
 from training.labelled import read_split as read_split
 from training.machine import made_with, pick_device
-from training.norms import with_group_norm
 
 # Names whose homes are now elsewhere, until all who import them from here name those.
 from training.features import embed_split as embed_split  # isort: skip
@@ -101,8 +100,7 @@ def artifact(model_store: Path, served: Encoder) -> Subject:
 
 
 def random_weights(stem: Stem, norm: Norm, device: torch.device) -> Subject:
-    backbone = load_backbone(RANDOM, stem)
-    return network(RANDOM, backbone if norm == "batch" else with_group_norm(backbone), device)
+    return network(RANDOM, load_backbone(RANDOM, stem, norm), device)
 
 
 def read_splits(data: Path, size: int, test: bool) -> Splits:

@@ -8,7 +8,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Knobs = TypeVar("Knobs")
@@ -34,7 +34,7 @@ def parse(
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_flags(parser, base, "")
+    add_flags(parser, base)
     given = vars(parser.parse_args(rest))
     try:
         return with_flags(base, given, "")
@@ -42,7 +42,7 @@ def parse(
         parser.error(str(error))
 
 
-def add_flags(parser: argparse.ArgumentParser, knobs: Any, prefix: str) -> None:
+def add_flags(parser: argparse.ArgumentParser, knobs: Any, prefix: str = "") -> None:
     types, notes = get_type_hints(type(knobs)), comments(type(knobs))
     for field in fields(knobs):
         value, flag = getattr(knobs, field.name), f"--{prefix}{field.name}".replace("_", "-")
@@ -90,6 +90,16 @@ def from_json(default: Knobs, saved: Mapping[str, Any]) -> Knobs:
             from_json(now, value) if is_dataclass(now) else tuple(value) if isinstance(value, list) else value
         )
     return replace(default, **changes)  # type: ignore[type-var]
+
+
+def typed(default: Knobs, argv: Sequence[str] | None) -> set[str]:
+    """The paths (view.size) of the knobs that a command line `parse` has accepted gives a value to."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(parser, default)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_known_args(argv)[0])
+    return {path for path, _ in flat(asdict(default)) if path.replace(".", "_") in given}  # type: ignore[call-overload]
 
 
 def flat(saved: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

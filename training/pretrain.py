@@ -12,14 +12,13 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import knobs
 from training.augment import Randomness, stream_seed
@@ -34,6 +33,7 @@ from training.monitor import Monitor
 from training.muon import Muon
 from training.norms import with_synchronised_norm
 from training.objectives import Batch, Step
+from training.objectives.momentum import follow, frozen_copy
 from training.provenance import story_of
 from training.recipes import PRESETS, Pretrain
 from training.schedule import head_start, progress, rate, view
@@ -47,15 +47,14 @@ Model = Callable[[Batch], Step]
 
 def start(config: Pretrain, device: torch.device, resuming: bool = False) -> Run:
     """A run that has not taken a step; one that is to be restored needs no weights from --init."""
+    torch.set_float32_matmul_precision("high")  # TF32 where there is no autocast: augmentation and Muon
     torch.manual_seed(config.seed)
     backbone = Backbone(config.stem, config.norm)
     begun_with = begin_with(backbone, config.init) if config.init and not resuming else {}
     model = build(config, backbone)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = with_synchronised_norm(model)
-    average = None
-    if config.ema:
-        average = AveragedModel(model.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = frozen_copy(model.backbone) if config.ema else None
     optimizers, peaks = optimizers_of(config, model, fused=device.type == "cuda")
     return Run(config, model, optimizers, peaks, average, made=made_with(device), begun_with=begun_with)
 
@@ -106,7 +105,7 @@ def orders(images: int, run: Run) -> Iterator[Tensor]:
 def prepared(run: Run, done: float) -> Model:
     """The model as it is called: in a head start its backbone is frozen, else everything learns."""
     run.model.backbone.requires_grad_(not head_start(run.knobs, done))
-    model: nn.Module = torch.compile(run.model) if run.knobs.compile else run.model  # type: ignore[assignment]
+    model: nn.Module = torch.compile(run.model, dynamic=False) if run.knobs.compile else run.model  # type: ignore[assignment]
     return joined(model)
 
 
@@ -129,7 +128,7 @@ def train_step(run: Run, model: Model, pixels: Pixels, done: float) -> Step:
         optimizer.step()
     run.model.after_step()
     if run.average is not None:
-        run.average.update_parameters(run.model.backbone)
+        follow(run.average, run.model.backbone, config.ema, statistics=True)
     run.step += 1
     run.images += config.batch
     return result
@@ -154,18 +153,21 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
         result = train_step(run, model, pixels, done)
         logged = run.step % config.log_every == 0 or run.step == 1
         if logged:
-            loss = float(result.loss.detach())  # waits for the device, so that the clock below is right
-            require_finite(run, out, loss)
+            result.loss.item()  # waits for the device, so that the clock below is right
         now = time.monotonic()
-        run.seconds, before = run.seconds + now - before, now
-        if logged and diary is not None:
-            diary.write(result, loss, done, progress(config, steps, run.step, run.seconds))
-            before = time.monotonic()  # looking is not training
+        run.seconds += now - before
+        reached = progress(config, steps, run.step, run.seconds)
+        if logged or reached >= 1:
+            require_finite(run, out, result.loss.item())
+            sign = diary.write(result, done, reached) if diary is not None else None
+            if config.stop_on_collapse and agreed(float(sign is not None)):
+                raise SystemExit(f"{sign or 'collapse'}; stopped at step {run.step}, as --stop-on-collapse asks")
         if now - saved > 60 * config.checkpoint_minutes:
             save(run, out)
             if diary is not None:
                 diary.monitor.draw()
             saved = now
+        before = time.monotonic()  # looking and saving are not training
     save(run, out)
     if diary is not None:
         diary.close()
@@ -185,16 +187,14 @@ def resume(out: Path, device: torch.device) -> Run:
     return run
 
 
-def refuse_other_settings(asked: Pretrain, run: Run) -> None:
-    """A resumed run keeps its settings; a flag that asks for others would be ignored."""
+def refuse_other_settings(asked: Pretrain, run: Run, typed: Collection[str]) -> None:
+    """A resumed run keeps its settings; a flag or a preset that asks for others would be ignored."""
     free = {"out", "resume", "check", "device"}  # these say how to go on, not what to train
-    names = [field.name for field in fields(Pretrain) if field.name not in free]
-    default = Pretrain()
-    wishes = {name: getattr(asked, name) for name in names if getattr(asked, name) != getattr(default, name)}
+    kept, default, wishes = (dict(knobs.flat(asdict(config))) for config in (run.knobs, Pretrain(), asked))
     for name, wish in wishes.items():
-        if wish != getattr(run.knobs, name):
+        if name not in free and (name in typed or wish != default[name]) and wish != kept[name]:
             raise SystemExit(
-                f"{asked.out} is a run with {name} {getattr(run.knobs, name)}, not {wish}: --resume goes on with the "
+                f"{asked.out} is a run with {name} {kept[name]}, not {wish}: --resume goes on with the "
                 "run's own settings; leave the other flags out, or start a new run in another --out"
             )
 
@@ -202,26 +202,24 @@ def refuse_other_settings(asked: Pretrain, run: Run) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     config = knobs.parse(Pretrain(), argv, "akin pretrain", (__doc__ or "").splitlines()[0], PRESETS)
     with processes():
-        return pretrain(config)
+        return pretrain(config, knobs.typed(Pretrain(), argv))
 
 
-def pretrain(config: Pretrain) -> int:
+def pretrain(config: Pretrain, typed: Collection[str] = ()) -> int:
+    """typed: the flags that were given, by their paths: view.size."""
     device, out = pick_device(config.device), Path(config.out)
-    torch.set_float32_matmul_precision("high")  # TF32 where there is no autocast: augmentation and Muon
     if config.check:
         if world() > 1:
             raise SystemExit("--check is for one process; run it without torchrun")
         return check(config, device)
     if (out / "checkpoint.pt").exists() and not config.resume:
         raise SystemExit(f"{out} already holds a run; add --resume to go on with it, or name another --out")
-    if config.batch % world():
-        raise SystemExit(f"a batch of {config.batch} cannot be shared by {world()} processes; set --batch")
-    out.mkdir(parents=True, exist_ok=True)
+    run = resume(out, device) if config.resume else start(config, device)
     if config.resume:
-        run = resume(out, device)
-        refuse_other_settings(config, run)
-    else:
-        run = start(config, device)
+        refuse_other_settings(config, run, typed)
+    if run.knobs.batch % world():
+        raise SystemExit(f"a batch of {run.knobs.batch} cannot be shared by {world()} processes; set --batch")
+    out.mkdir(parents=True, exist_ok=True)
     pool = pool_of(run.knobs, device, out)
     if rank() == 0:
         where = f"{device}, {world()} processes" if world() > 1 else str(device)

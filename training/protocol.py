@@ -67,7 +67,7 @@ def measure(train: Labelled, test: Labelled | None, folds: Sequence[np.ndarray])
     if test:
         whole = scores(train, test, fitted)
         result["test"] = {"linear": round(whole.linear, 2), "knn20": round(whole.knn20, 2)}
-    for draws, suffix in ((share_draws(train.labels), "5_percent"), (folds, "folds")):
+    for draws, suffix in ((share_draws(train.labels, SHARE_DRAWS), "5_percent"), (folds, "folds")):
         for place, found in answers(train, test, draws)._asdict().items():
             if found:
                 spread = summaries(found)
@@ -118,7 +118,7 @@ def count_draws(labels: np.ndarray, count: int) -> list[np.ndarray]:
     return draws
 
 
-def share_draws(labels: np.ndarray, draws: int = SHARE_DRAWS) -> list[np.ndarray]:
+def share_draws(labels: np.ndarray, draws: int) -> list[np.ndarray]:
     """Rows of stratified draws of 5% of the labels; none where that is less than one of some class."""
     if np.bincount(labels).min() * SHARE < 1:
         return []

@@ -83,6 +83,8 @@ class Pretrain:
                 raise ValueError(f"{name} {getattr(self, name)} is no share; give 0 to 1")
         if self.method == "distill" and not self.init:
             raise ValueError("method distill makes an encoder better at small images; name it with --init")
+        if self.method == "distill" and self.head_start:
+            raise ValueError(f"head_start {self.head_start} is for heads, and distill has none; give --head-start 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature} divides the similarities; give more than 0")
 

@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from training import knobs, pretrain
 from training.ablate import plain, short_recipe
 from training.judge import find_labelled, judge, read_labelled
@@ -69,7 +67,6 @@ class Record:
 
 
 def speedrun(config: Speedrun) -> Record:
-    torch.set_float32_matmul_precision("high")  # as `akin pretrain` has it
     source = find_labelled(config.labels, config.data)
     device, records = pick_device(config.device), Path(config.out) / "records.jsonl"
     earlier = len(records.read_text().splitlines()) if records.exists() else 0
@@ -77,7 +74,7 @@ def speedrun(config: Speedrun) -> Record:
     recipe = short_recipe(config.preset, config.data, config.minutes, config.epochs, config.limit, config.device)
     recipe = replace(recipe, seed=config.seed, out=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    pool = pretrain.pool_of(recipe, device, folder)
+    pool = pretrain.pool_of(recipe, device, folder.parent)
     labelled = read_labelled(source, config.size)
     length = f"{recipe.minutes:g} min" if recipe.minutes else f"{recipe.epochs} epochs"
     print(f"{len(pool)} images, {length} on {device}; {folder / 'metrics.jsonl'} grows", flush=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.data import Chunk, Pixels, Pool, say
-from training.distributed import rank, world
+from training.distributed import neighbors, rank, world
 
 WORKERS = 4  # processes that read, at most
 AHEAD = 3  # batches of each worker that are under way: two it has prefetched, and one that is being moved
@@ -156,4 +156,4 @@ def workers(batch: int) -> int:
     shared = Path("/dev/shm")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = shutil.disk_usage(shared).free if shared.is_dir() else AHEAD * batch * WORKERS
-    return min(WORKERS, cores, room // (AHEAD * batch))
+    return min(WORKERS, cores // neighbors(), room // neighbors() // (AHEAD * batch))

@@ -19,6 +19,11 @@ def frozen_copy(network: Network) -> Network:
     return copy.deepcopy(network).requires_grad_(False)
 
 
-def follow(copied: nn.Module, learning: nn.Module, momentum: float) -> None:
-    """Each of the copy's parameters becomes momentum · itself + (1 - momentum) · the learning one, in place."""
-    get_ema_multi_avg_fn(momentum)(list(copied.parameters()), list(learning.parameters()), 0)
+def follow(copied: nn.Module, learning: nn.Module, momentum: float, statistics: bool = False) -> None:
+    """Each of the copy's parameters becomes momentum · itself + (1 - momentum) · the learning one, in place; with
+    `statistics` the running ones of BatchNorm too, for a copy that is asked outside training."""
+    moved, towards = list(copied.parameters()), list(learning.parameters())
+    if statistics:
+        moved += [buffer for buffer in copied.buffers() if buffer.is_floating_point()]
+        towards += [buffer for buffer in learning.buffers() if buffer.is_floating_point()]
+    get_ema_multi_avg_fn(momentum)(moved, towards, 0)
