@@ -206,7 +206,7 @@ def export(config: Export) -> Manifest:
         }
         if config.test:
             test = measure(read_split(data, "test", spec.size), fp32, small)
-            blank = torch_embedder(load_backbone("random", backbone.stem), torch.device("cpu"))
+            blank = torch_embedder(load_backbone("random", backbone.stem, backbone.norm), torch.device("cpu"))
             metrics["test"] = test_metrics(train, test, strength, blank)
         golden = run(open_session(small), golden_batch([Golden(s, ()) for s in GOLDEN_SEEDS], spec.size)).vectors
         manifest = Manifest(

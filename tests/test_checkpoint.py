@@ -115,5 +115,5 @@ def test_files_that_are_not_ours_are_refused_by_name(tmp_path: Path) -> None:
     for name in ("foreign.safetensors", "foreign.pt"):
         with pytest.raises(SystemExit, match=f"{name} is not from akin: it does not say which backbone it holds"):
             load_backbone(str(tmp_path / name))
-    with pytest.raises(SystemExit, match="there are no weights at .*; name a run's checkpoint"):
+    with pytest.raises(SystemExit, match=r"there are no weights at .*; name a run's checkpoint"):
         load_backbone(str(tmp_path))

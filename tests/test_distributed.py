@@ -23,7 +23,7 @@ RECIPES = {
     "simclr": replace(SMALL, decoupled=False),
     "dcl": SMALL,
     **{name: replace(SMALL, method=name) for name in ("moco", "byol", "simsiam", "barlow", "vicreg")},
-    "distill": replace(SMALL, method="distill", init="an encoder", distill=DistillKnobs(size=12)),
+    "distill": replace(SMALL, method="distill", init="an encoder", head_start=0.0, distill=DistillKnobs(size=12)),
     "simclr, group": replace(SMALL, norm="group"),
     "moco, group": replace(SMALL, method="moco", norm="group"),
 }

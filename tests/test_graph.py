@@ -8,8 +8,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from export.graph import Served, fold_batch_norm, linear_of
 from tests.tiny_stl10 import lively_backbone
-from training.backbone import MEAN, STD, projection_head
+from training.backbone import FEATURES, MEAN, STD, mlp
 from training.objectives.simclr import SimCLR
+from training.objectives.temperature import Temperature
 from training.probe import Probe
 
 SIZE = 32
@@ -74,7 +75,7 @@ def test_logits_are_the_probe_applied_to_the_embedding() -> None:
 
 
 def test_the_projection_head_stays_behind() -> None:
-    model = SimCLR(lively_backbone(), projection_head(64, 16, batch_norm=True), temperature=0.1, decoupled=True)
+    model = SimCLR(lively_backbone(), mlp((FEATURES, 64, 16), norm_last=True), Temperature(0.1), decoupled=True)
     module = Served(fold_batch_norm(model.backbone), nn.Linear(512, 10))
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     assert linears == [module.probe]

@@ -1,4 +1,4 @@
-"""The measuring instruments themselves: a linear probe, a vote of neighbours and class means, against known answers."""
+"""The measuring instruments themselves: linear probe, vote of neighbours, class means, against known answers."""
 
 import numpy as np
 import pytest

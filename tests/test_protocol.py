@@ -64,7 +64,9 @@ def test_classes_far_apart_are_told_apart_by_every_instrument_from_any_number_of
 
 def test_labels_that_say_nothing_are_guessed_at_chance_by_every_instrument() -> None:
     train, test = blobs(150, 0.5), blobs(150, 0.5, seed=1)
-    shuffled = [Labelled(split.vectors, np.random.default_rng(0).permutation(split.labels)) for split in (train, test)]
+    shuffled = [
+        Labelled(split.vectors, np.random.default_rng(0).permutation(split.labels)) for split in (train, test)
+    ]
     result = measure(shuffled[0], shuffled[1], [np.arange(300)])
     for place in ("train", "test"):
         row, point = result[place], result[place]["curve"][-1]
@@ -94,7 +96,9 @@ def test_on_the_test_split_only_test_images_are_asked_and_only_train_images_are_
     assert all(rows_of(known, train) for known, _ in on_the_test_split)
 
 
-def test_another_test_split_changes_neither_fits_nor_what_is_said_about_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_test_split_changes_neither_fits_nor_what_is_said_about_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fitted: list[probe.Probe] = []
 
     def remember(vectors: np.ndarray, labels: np.ndarray) -> probe.Probe:

@@ -11,8 +11,20 @@ def found(linear: float, digest: str = "ab" * 32) -> dict[str, Any]:
     """What is found of one encoder, both places alike but for two points."""
 
     def place(linear: float) -> dict[str, Any]:
-        few = {"labels_a_class": 5, "draws": 5, "linear": [40.0, 2.0], "knn20": [38.0, 2.5], "prototypes": [41.0, 3.0]}
-        every = {"labels_a_class": 500, "draws": 1, "linear": [linear, 0.0], "knn20": [50, 0.0], "prototypes": [45, 0.0]}
+        few = {
+            "labels_a_class": 5,
+            "draws": 5,
+            "linear": [40.0, 2.0],
+            "knn20": [38.0, 2.5],
+            "prototypes": [41.0, 3.0],
+        }
+        every = {
+            "labels_a_class": 500,
+            "draws": 1,
+            "linear": [linear, 0.0],
+            "knn20": [50, 0.0],
+            "prototypes": [45, 0.0],
+        }
         return {"linear": linear, "knn20": 50.04, "linear_5_percent": [45.26, 1.04], "curve": [few, every]}
 
     frozen = {"sha256": digest, "equal": True, "of": "parameters and buffers"}
@@ -90,7 +102,9 @@ def test_every_size_has_tables_of_its_own() -> None:
 def test_where_the_numbers_come_from_is_said() -> None:
     text = markdown(report())
     assert "- Data: STL-10, 5,000 train and 8,000 test images at 64 px." in text
-    assert "simclr@1234 (64 px, small stem): sha256 of its parameters and buffers before and after, " + "ab" * 32 in text
+    assert (
+        "simclr@1234 (64 px, small stem): sha256 of its parameters and buffers before and after, " + "ab" * 32 in text
+    )
     assert "random weights (64 px, small stem): sha256 of its parameters and buffers before and after, cdcd" in text
     assert "2026-11-25 20:00 UTC, commit 0123456789ab, 2 cores of a Xeon, torch 2.14.1." in text
     assert "`akin evaluate --test`" in text

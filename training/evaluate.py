@@ -27,18 +27,9 @@ from encoder.session import Encoder
 from training import finetune, knobs, protocol, tables
 from training.backbone import Backbone, Norm, Stem
 from training.checkpoint import load_backbone
-from training.features import Embed as Embed
-from training.features import Labelled, state_digest
-from training.features import embed_images as embed_images
-from training.features import torch_embedder as torch_embedder
-from training.labelled import Split as Split
-from training.labelled import data_name, official_folds
-from training.labelled import read_split as read_split
+from training.features import Embed, Labelled, embed_images, state_digest, torch_embedder
+from training.labelled import Split, data_name, official_folds, read_split
 from training.machine import made_with, pick_device
-
-# Names whose homes are now elsewhere, until all who import them from here name those.
-from training.features import embed_split as embed_split  # isort: skip
-from training.protocol import on_test as on_test  # isort: skip
 
 RANDOM = "random"
 

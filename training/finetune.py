@@ -20,14 +20,13 @@ from training.backbone import Backbone
 from training.features import BATCH as ASKED_AT_ONCE
 from training.features import Labelled
 from training.labelled import Split
-from training.probe import FOLDS, Probe, fit_few, fit_probe, percent, summary
+from training.probe import FOLDS, Probe, fit_few, percent, summary
 from training.protocol import rounded, share_draws
 from training.schedule import rate_factor
 
 BATCH = 64
 LEARNING_RATE = 3e-4  # of AdamW, after a rise over WARMUP; then a cosine to zero
 WARMUP = 0.1
-TRAIN_MODE = False
 WEIGHT_DECAY = 0.05
 DRAWS = 3  # of the ten that the probe has at 5% of the labels: each is a training of its own
 
@@ -35,17 +34,25 @@ DRAWS = 3  # of the ten that the probe has at 5% of the labels: each is a traini
 class Classifier(nn.Module):
     """(N, 3, S, S) float in [0, 1] -> (N, C) logits."""
 
-    def __init__(self, backbone: Backbone, probe: Probe) -> None:
-        """`backbone` is copied."""
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, backbone: Backbone, known: Labelled, probe: Probe) -> None:
+        """`backbone` is copied; `probe` was fitted on `known`, which `backbone` embedded. The logits are the probe's,
+        but its layer acts on standardised features: on raw ones, which differ little from each other, its weights
+        are so large that a step of the backbone upsets all of them."""
         super().__init__()
         self.backbone = deepcopy(backbone)
+        self.register_buffer("mean", torch.from_numpy(known.vectors.mean(axis=0)))
+        self.register_buffer("spread", torch.from_numpy(known.vectors.std(axis=0) + 1e-8))
         self.head = nn.Linear(*reversed(probe.weight.shape))
         with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(probe.weight))
-            self.head.bias.copy_(torch.from_numpy(probe.bias))
+            weight = torch.from_numpy(probe.weight)
+            self.head.weight.copy_(weight * self.spread)
+            self.head.bias.copy_(torch.from_numpy(probe.bias) + weight @ self.mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.normalize(self.backbone(x), dim=1))
+        return self.head((F.normalize(self.backbone(x), dim=1) - self.mean) / self.spread)
 
 
 def mild(size: int) -> Augmentation:
@@ -54,16 +61,18 @@ def mild(size: int) -> Augmentation:
 
 
 def finetune(
-    backbone: Backbone, probe: Probe, split: Split, epochs: int, device: torch.device, seed: int = 0
+    backbone: Backbone, split: Split, known: Labelled, epochs: int, device: torch.device, seed: int = 0
 ) -> Classifier:
-    """A classifier trained on all of `split`, from a copy of `backbone` with `probe` on top."""
-    model = Classifier(backbone, probe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """A classifier trained on all of `split`, which `backbone` embeds as `known`; from a copy of it and the probe.
+
+    BatchNorm keeps the statistics it came with: few labels give poor ones, and training begins where the probe ends.
+    """
+    model = Classifier(backbone, known, fit_few(*known)).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     canvas = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous().to(device)
     side = torch.full((len(canvas),), canvas.shape[-1], device=device)
     labels = torch.from_numpy(split.labels).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     aug, steps = mild(canvas.shape[-1]), epochs * math.ceil(len(canvas) / BATCH)
-    model.train(TRAIN_MODE)
     for step, rows in enumerate(batches(len(canvas), epochs, seed)):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate_factor(step / steps, WARMUP)
@@ -72,7 +81,7 @@ def finetune(
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(x), labels[rows]).backward()
         optimizer.step()
-    return model.eval()
+    return model
 
 
 def batches(count: int, epochs: int, seed: int) -> Iterator[Tensor]:
@@ -103,14 +112,14 @@ def measure(
     """
     result: dict[str, dict[str, Any]] = {place: {} for place in ("train", "test") if place == "train" or test}
     rows, asked = next(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(train.labels, train.labels))
-    model = finetune(backbone, fit_probe(*known.rows(rows)), train.rows(rows), epochs, device)
+    model = finetune(backbone, train.rows(rows), known.rows(rows), epochs, device)
     result["train"]["finetuned"] = round(accuracy(model, train.rows(asked), device), 2)
     if test:
-        model = finetune(backbone, fit_probe(*known), train, epochs, device)
+        model = finetune(backbone, train, known, epochs, device)
         result["test"]["finetuned"] = round(accuracy(model, test, device), 2)
     few: dict[str, list[float]] = {place: [] for place in result}
     for rows in share_draws(train.labels, DRAWS):
-        model = finetune(backbone, fit_few(*known.rows(rows)), train.rows(rows), epochs, device)
+        model = finetune(backbone, train.rows(rows), known.rows(rows), epochs, device)
         others = np.delete(np.arange(len(train.labels)), rows)
         few["train"].append(accuracy(model, train.rows(others), device))
         if test:

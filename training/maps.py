@@ -23,6 +23,7 @@ from sklearn.manifold import TSNE
 from encoder.session import Encoder
 from images.sources import open_source
 from training import knobs
+from training.backbone import Stem
 from training.checkpoint import load_backbone
 from training.features import Embed, embed_images, torch_embedder
 from training.labelled import Split, read_split
@@ -41,7 +42,7 @@ class Map:
     weights: str = "model_store/encoder.safetensors"  # checkpoint.pt, encoder.safetensors, or random
     onnx: str = ""  # a model store: look at the artifact that is served from it, at its own size
     size: int = 64  # side of the images, in pixels
-    stem: str = "small"  # of random weights
+    stem: Stem = "small"  # of random weights
     out: str = "runs/map"  # folder for the pictures
     points: int = 2000  # test images on the map, every class as often
     perplexity: float = 30.0  # of t-SNE: about how many neighbours a point tries to stay near to

@@ -8,7 +8,7 @@ copy is never asked outside training, so nobody reads its running statistics: th
 import copy
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,8 +22,8 @@ def frozen_copy(network: Network) -> Network:
 def follow(copied: nn.Module, learning: nn.Module, momentum: float, statistics: bool = False) -> None:
     """Each of the copy's parameters becomes momentum · itself + (1 - momentum) · the learning one, in place; with
     `statistics` the running ones of BatchNorm too, for a copy that is asked outside training."""
-    moved, towards = list(copied.parameters()), list(learning.parameters())
+    averaged: list[list[Tensor]] = [[*copied.parameters()], [*learning.parameters()]]
     if statistics:
-        moved += [buffer for buffer in copied.buffers() if buffer.is_floating_point()]
-        towards += [buffer for buffer in learning.buffers() if buffer.is_floating_point()]
-    get_ema_multi_avg_fn(momentum)(moved, towards, 0)
+        for tensors, network in zip(averaged, (copied, learning), strict=True):
+            tensors += [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    get_ema_multi_avg_fn(momentum)(*averaged, 0)
