@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from export import __main__ as export_module
 from export.__main__ import Export, digest_of, export, held_out_and_calibration
 from export.card import model_card
 from export.fidelity import Budget
-from export.quantize import Scheme, quantize
+from export.quantize import quantize
 from images.spec import PreprocessSpec
 from images.stl10 import CLASS_NAMES
 from index.gallery import Gallery
@@ -151,7 +152,7 @@ def test_calibration_sees_the_servers_pixels_and_none_that_are_held_out(
     class Enough(Exception):
         pass
 
-    def remember(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme) -> None:
+    def remember(fp32: Path, int8: Path, calibration: np.ndarray, *how: object) -> None:
         seen.append(calibration)
         raise Enough
 
@@ -209,13 +210,13 @@ def test_an_int8_graph_gone_wrong_is_over_budget_and_the_store_stays_as_it_was(
         patch.setattr(export_module, "quantize", calibrated_on_black)
         assert akin.main(["export", "--weights", config.weights, "--size", str(SIZE), *flags]) == 1
     message = capsys.readouterr().err
-    assert message.startswith(f"akin: int8 is too far from fp32 on {HELD_OUT} held-out images: mean cosine is 0.")
+    assert message.startswith(f"akin: int8 is too far from fp32 ({HELD_OUT} held-out images): mean cosine is 0.")
     assert "the budget is >= 0.998" in message
     assert contents(tmp_path / "model_store") == before
 
 
-def calibrated_on_black(fp32: Path, int8: Path, calibration: np.ndarray, scheme: Scheme) -> None:
-    quantize(fp32, int8, np.zeros_like(calibration), scheme)
+def calibrated_on_black(fp32: Path, int8: Path, calibration: np.ndarray, *how: Any) -> None:
+    quantize(fp32, int8, np.zeros_like(calibration), *how)
 
 
 def test_exported_weights_load_as_the_backbone_they_were(store: Path, config: Export) -> None:

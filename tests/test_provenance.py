@@ -56,6 +56,6 @@ def test_a_checkpoint_on_disk_tells_its_own_story(tmp_path: Path) -> None:
 
 def test_exported_weights_tell_what_their_manifest_says(tmp_path: Path) -> None:
     told = story_of(ROOT / "model_store" / "encoder.safetensors")
-    assert told["images"] > 1_000_000
+    assert told["begun_with"]["images"] > 1_000_000
     (tmp_path / "lonely.safetensors").write_bytes(b"no manifest beside it")
     assert story_of(tmp_path / "lonely.safetensors") == {"weights": "lonely.safetensors"}

@@ -120,3 +120,17 @@ def test_the_calibrator_sees_each_image_once_in_batches_of_one_size(count: int, 
 
 def test_the_log_level_of_the_process_is_left_alone(int8: Path) -> None:
     assert logging.getLogger().level == logging.WARNING
+
+
+@pytest.mark.parametrize("calibrator", ["percentile", "entropy"])
+def test_other_calibrators_take_any_number_of_images_and_give_narrower_ranges(
+    calibrator: str, fp32: Path, graph: onnx.GraphProto, tmp_path: Path
+) -> None:
+    quantize(fp32, tmp_path / "other.onnx", CALIBRATION[:23], calibrator=calibrator)
+    assert total_range(onnx.load(tmp_path / "other.onnx").graph) < total_range(graph)
+
+
+def total_range(graph: onnx.GraphProto) -> float:
+    """Sum of the scales of all activations."""
+    values = constants(graph)
+    return sum(float(values[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear")
