@@ -34,7 +34,7 @@ option = $(if $($(1)),--$(2) "$($(1))")
 sources = $(if $(DATA),--data $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full serve index train speedrun ablate evaluate export torchserve bench bench-training load-test test test-long lint clean distclean
+.PHONY: help setup setup-full serve index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes load-test test test-long lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ torchserve: $(full) $(if $(filter torch,$(RUNTIME)),var/torch/encoder.json) ## a
 
 bench-training: $(full) ## measure a training step against the bare network: PRESET=cpu DATA=folder
 	@exec .venv-full/bin/python -m load_tests.bench_training $(call option,PRESET,preset) $(sources) $(ARGS)
+
+bench-sizes: $(full) ## accuracy against int8 latency, by image size: DATA=folder with STL-10
+	@exec .venv-full/bin/python -m load_tests.bench_sizes $(call option,DATA,data) $(ARGS)
 
 bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)

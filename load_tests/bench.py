@@ -20,6 +20,7 @@ from typing import Any
 from encoder.manifest import Manifest, ManifestError
 from images.sources import SourceError
 from load_tests import machine, report, server, wrk
+from load_tests.arguments import at_least_one
 from load_tests.floor import Floor, measure_with
 from load_tests.fronts import FRONTS, ROOT, Model
 from load_tests.photos import Photo, camera_photo, small_photo
@@ -55,9 +56,9 @@ class Settings:
         shown = " (default: %(default)s)"
         named = f"which of {', '.join(FRONTS)} (default: {' '.join(cls.fronts)})"
         add("--fronts", nargs="+", choices=FRONTS, default=cls.fronts, metavar="FRONT", help=named)
-        add("--rounds", type=_at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
-        add("--seconds", type=_at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
-        add("--warm-up", type=_at_least_one, default=cls.warm_up, help="seconds before, for each front" + shown)
+        add("--rounds", type=at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
+        add("--seconds", type=at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
+        add("--warm-up", type=at_least_one, default=cls.warm_up, help="seconds before, for each front" + shown)
         add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
         add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
         add("--images", type=Path, help="whose first image is sent (default: STL-10 if there, else generated)")
@@ -180,13 +181,6 @@ def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) 
         "seconds": settings.seconds,
         "warm_up": settings.warm_up,
     }
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from export.to_onnx import to_onnx
 from export.weights import half_precision
 from images.stl10 import CLASS_NAMES
 from load_tests import machine
+from load_tests.arguments import at_least_one
 from load_tests.curve import Candidate, Latency, Point, draw, markdown, reference, to_json
 from load_tests.gmac import gmac
 from training import probe
@@ -70,9 +71,9 @@ class Settings:
         add("--weights", type=_weights, **several, help=f"or random:STEM (default: {' '.join(cls.weights)})")
         add("--data", type=Path, default=cls.data, help="a folder with STL-10" + shown)
         sizes = " ".join(map(str, cls.sizes))
-        add("--sizes", type=_at_least_one, **several, help=f"sides in pixels (default: {sizes})")
-        add("--rounds", type=_at_least_one, default=cls.rounds, help="visits of each graph" + shown)
-        add("--runs", type=_at_least_one, default=cls.runs, help="images at each visit" + shown)
+        add("--sizes", type=at_least_one, **several, help=f"sides in pixels (default: {sizes})")
+        add("--rounds", type=at_least_one, default=cls.rounds, help="visits of each graph" + shown)
+        add("--runs", type=at_least_one, default=cls.runs, help="images at each visit" + shown)
         add("--calibrator", choices=sorted(CALIBRATORS), default=cls.calibrator, help="as of export" + shown)
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
         add("--plot", type=Path, default=cls.plot, help="where the picture goes" + shown)
@@ -199,13 +200,6 @@ def _weights(text: str) -> str:
     if text.startswith(RANDOM) and text not in stems:
         raise argparse.ArgumentTypeError(f"{text} is not there; there are {' and '.join(stems)}")
     return text
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 if __name__ == "__main__":

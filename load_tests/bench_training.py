@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from load_tests import machine, report
+from load_tests.arguments import at_least_one
 from load_tests.bare import Bare, calls_of, random_images
 from load_tests.per_image import WORKERS, in_workers, one_by_one, transforms
 from load_tests.report import Row, Target
@@ -65,8 +66,8 @@ class Settings:
         about = f"{(__doc__ or '').partition(chr(10))[0]} Takes the flags of `akin pretrain` too."
         parser = argparse.ArgumentParser(prog="bench_training", description=about, allow_abbrev=False)
         add, shown = parser.add_argument, " (default: %(default)s)"
-        add("--rounds", type=_at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
-        add("--steps", type=_at_least_one, default=cls.steps, help="of each kind a round; a GPU wants 50" + shown)
+        add("--rounds", type=at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
+        add("--steps", type=at_least_one, default=cls.steps, help="of each kind a round; a GPU wants 50" + shown)
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
         own, rest = parser.parse_known_args(argv)
         recipe = knobs.parse(Pretrain(), rest, "bench_training", about, PRESETS)
@@ -256,13 +257,6 @@ def measure(settings: Settings) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     return measure(Settings.from_arguments(argv))
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.backbone import Backbone
-from training.distributed import gathered
-from training.objectives import Batch, Objective, Step
+from training.objectives.pairs import Pairs
 
 EPSILON = 1e-5  # added to variances, as BatchNorm does
 
@@ -25,18 +24,13 @@ class BarlowKnobs:
             raise ValueError(f"scale {self.scale} leaves nothing to learn from; give more than 0")
 
 
-class BarlowTwins(Objective):
+class BarlowTwins(Pairs):
     def __init__(self, backbone: Backbone, head: nn.Module, knobs: BarlowKnobs) -> None:
-        super().__init__()
-        self.backbone, self.head, self.knobs = backbone, head, knobs
+        super().__init__(backbone, head)
+        self.knobs = knobs
 
-    def forward(self, batch: Batch) -> Step:
-        features = self.backbone(torch.cat(batch.views))
-        projections = self.head(features)
-        with torch.autocast(features.device.type, enabled=False):
-            first, second = (gathered(view) for view in projections.float().chunk(2))
-            loss = self.knobs.scale * barlow_loss(first, second, self.knobs.redundancy)
-        return Step(loss, features, projections)
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.knobs.scale * barlow_loss(first, second, self.knobs.redundancy)
 
 
 def barlow_loss(first: Tensor, second: Tensor, redundancy: float) -> Tensor:

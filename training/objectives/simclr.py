@@ -9,29 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbone import Backbone
-from training.distributed import gathered
-from training.objectives import Batch, Objective, Step
+from training.objectives.pairs import Pairs
 from training.objectives.temperature import Temperature
 
 
-class SimCLR(Objective):
+class SimCLR(Pairs):
     def __init__(
         self, backbone: Backbone, head: nn.Module, temperature: Temperature, decoupled: bool = False
     ) -> None:
-        super().__init__()
-        self.backbone, self.head, self.temperature = backbone, head, temperature
-        self.decoupled = decoupled
+        super().__init__(backbone, head)
+        self.temperature, self.decoupled = temperature, decoupled
 
     def before_step(self, progress: float) -> None:
         self.temperature.anneal(progress)
 
-    def forward(self, batch: Batch) -> Step:
-        features = self.backbone(torch.cat(batch.views))
-        projections = self.head(features)
-        with torch.autocast(features.device.type, enabled=False):  # logits / τ need more than bf16's 8 bits
-            first, second = (gathered(view) for view in projections.float().chunk(2))
-            loss = nt_xent(torch.cat([first, second]), self.temperature.value, self.decoupled)
-        return Step(loss, features, projections)
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        return nt_xent(torch.cat([first, second]), self.temperature.value, self.decoupled)
 
 
 def nt_xent(projections: Tensor, temperature: float | Tensor, decoupled: bool = False) -> Tensor:

@@ -3,13 +3,11 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbone import Backbone
-from training.distributed import gathered
-from training.objectives import Batch, Objective, Step
+from training.objectives.pairs import Pairs
 
 SPREAD = 1.0  # γ, the standard deviation that every dimension is pushed up to
 EPSILON = 1e-4  # added to variances
@@ -27,18 +25,13 @@ class VICRegKnobs:
                 raise ValueError(f"{name} {getattr(self, name)} would reward what it is to prevent; give 0 or more")
 
 
-class VICReg(Objective):
+class VICReg(Pairs):
     def __init__(self, backbone: Backbone, head: nn.Module, knobs: VICRegKnobs) -> None:
-        super().__init__()
-        self.backbone, self.head, self.knobs = backbone, head, knobs
+        super().__init__(backbone, head)
+        self.knobs = knobs
 
-    def forward(self, batch: Batch) -> Step:
-        features = self.backbone(torch.cat(batch.views))
-        projections = self.head(features)
-        with torch.autocast(features.device.type, enabled=False):
-            first, second = (gathered(view) for view in projections.float().chunk(2))
-            loss = vicreg_loss(first, second, self.knobs)
-        return Step(loss, features, projections)
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        return vicreg_loss(first, second, self.knobs)
 
 
 def vicreg_loss(first: Tensor, second: Tensor, knobs: VICRegKnobs) -> Tensor:
