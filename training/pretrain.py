@@ -160,7 +160,7 @@ def train(run: Run, pool: Pool, out: Path, quiet: bool = False) -> None:
         if logged or reached >= 1:
             require_finite(run, out, result.loss.item())
             sign = diary.write(result, done, reached) if diary is not None else None
-            if config.stop_on_collapse and agreed(float(sign is not None)):
+            if config.stop_on_collapse and logged and agreed(float(sign is not None)):  # logged is so in all of them
                 raise SystemExit(f"{sign or 'collapse'}; stopped at step {run.step}, as --stop-on-collapse asks")
         if now - saved > 60 * config.checkpoint_minutes:
             save(run, out)
