@@ -28,6 +28,7 @@ class Admission:
     """`threads` workers behind a queue of at most `capacity` waiting jobs."""
 
     def __init__(self, threads: int, capacity: int) -> None:
+        self.threads = threads
         self.capacity = capacity
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         # Daemons: a second Ctrl-C must end the process even while a worker is deep in native code.

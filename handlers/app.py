@@ -7,16 +7,26 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from handlers import openai
+from handlers import index_routes, openai
+from handlers.bulk import bulk
 from handlers.exchange import Front, Receive, Route, Scope, Send, exchange, internal_error
+from handlers.index_routes import BULK
+from handlers.metrics import count_of
 from handlers.openapi import PATHS
+from handlers.openapi_index import INDEX_PATHS
 from handlers.predictions import PREDICTIONS, PREFIX
 from handlers.service import RequestError, error_json, to_json
 
+Stream = Callable[[Front, Scope, Receive, Send], Awaitable[None]]
 ENDPOINTS = {
     "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
     "POST /v1/embeddings": "images to embeddings, as OpenAI's clients ask for them",
     "GET /v1/models": "the model, as OpenAI's clients ask for it",
+    "PUT, GET, DELETE /index/ID": "a row of the index: an image or a vector under an id",
+    "POST /index/search": "neighbours of an image, a vector or a row, filtered",
+    "POST /index/bulk": "a stream of rows, as NDJSON or tar",
+    "GET /index": "what the index holds and how it is searched",
+    "GET /thumbnails/ID": "a small picture of a row, where they are kept",
     "GET /healthz": "the process is alive",
     "GET /readyz": "the golden vectors have passed: predictions are answered",
     "GET /metrics": "latency by stage, requests, queue depth, for Prometheus",
@@ -29,7 +39,9 @@ class _Documented(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema["paths"].update(PATHS)
+        schema["paths"] |= PATHS | INDEX_PATHS
+        bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schema.setdefault("components", {})["securitySchemes"] = bearer
         return schema
 
 
@@ -38,25 +50,31 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
     pages = _build_pages(front)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        route = _route_for(scope["path"]) if scope["type"] == "http" else None
-        if route is not None:
+        route = _route_for(scope["path"], scope["method"]) if scope["type"] == "http" else None
+        if route is None:
+            await pages(scope, receive, send)
+        elif isinstance(route, Route):
             await exchange(front, route, scope, receive, send)
         else:
-            await pages(scope, receive, send)
+            await route(front, scope, receive, send)
 
     return app
 
 
-def _route_for(path: str) -> Route | None:
+def _route_for(path: str, method: str) -> Route | Stream | None:
     """The plain route that a path has, if it has one."""
-    return PREDICTIONS if path.startswith(PREFIX) else openai.route_for(path)
+    if path.startswith(PREFIX):
+        return PREDICTIONS
+    if path == BULK and method == "POST":
+        return bulk
+    return openai.route_for(path) or index_routes.route_for(path, method)
 
 
 def _build_pages(front: Front) -> FastAPI:
     pages = _Documented(title="akin", description="Embeddings of images, and their nearest neighbours.")
 
     @pages.get("/", summary="What is served here")
-    async def index() -> Response:
+    def index() -> Response:  # in a thread: counting rows may ask another machine
         service = front.ready_service()
         manifest, gallery = service.encoder.manifest, service.gallery
         return _json(
@@ -67,7 +85,7 @@ def _build_pages(front: Front) -> FastAPI:
                     "class_names": manifest.class_names,
                     "preprocess": manifest.preprocess.to_json(),
                     "provider": service.encoder.provider,
-                    "gallery_rows": gallery.count if gallery else None,
+                    "gallery_rows": count_of(gallery) if gallery else None,
                     "endpoints": ENDPOINTS,
                 }
             ),
@@ -82,7 +100,7 @@ def _build_pages(front: Front) -> FastAPI:
         return _json(to_json({"status": "ready", "model": front.ready_service().encoder.manifest.model_id}))
 
     @pages.get("/metrics", summary=ENDPOINTS["GET /metrics"])
-    async def metrics() -> Response:
+    def metrics() -> Response:  # likewise
         return Response(front.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @pages.exception_handler(RequestError)

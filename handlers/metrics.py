@@ -1,8 +1,12 @@
 """What Prometheus may ask: latency by stage, requests by status, rejects, queue depth, the model."""
 
+import math
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from index.errors import GalleryError
+from index.face import Index
 
 STAGES = ("decode", "embed", "search", "total")
 # Upper edges in seconds.
@@ -33,6 +37,10 @@ class Metrics:
         )
         depth = Gauge("akin_queue_depth", "Predictions that wait for a worker.", registry=self.registry)
         depth.set_function(queue_depth)
+        self._rows = Gauge("akin_index_rows", "Rows in the index; NaN while it is away.", registry=self.registry)
+        self._written = Counter(
+            "akin_index_writes", "Rows put and removed through this server.", ["kind"], registry=self.registry
+        )
         self._model = Gauge(
             "akin_model_info", "The model served.", ["model", "provider"], registry=self.registry
         )
@@ -48,10 +56,23 @@ class Metrics:
         else:
             self._requests.labels(str(status)).inc()
 
-    def serving(self, model_id: str, provider: str) -> None:
-        """Say which model answers, and through which execution provider."""
+    def written(self, kind: str, rows: int) -> None:
+        """Count rows that are durable. kind: put or remove."""
+        self._written.labels(kind).inc(rows)
+
+    def serving(self, model_id: str, provider: str, index: Index) -> None:
+        """Say which model answers, through which execution provider, and beside which index."""
         self._model.labels(model_id, provider).set(1)
+        self._rows.set_function(lambda: count_of(index))
 
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+def count_of(index: Index) -> float:
+    """Its rows; NaN where it cannot say."""
+    try:
+        return index.count
+    except GalleryError:
+        return math.nan

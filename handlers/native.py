@@ -2,6 +2,7 @@
 
     python -m handlers.native --port 8080        # or: akin serve
     curl -T photo.jpg 'http://127.0.0.1:8080/predictions/encoder?k=5'
+    curl -T photo.jpg 'http://127.0.0.1:8080/index/cats/1.jpg?label=cat'
 
 Reads model_store/ (never writes there) and the live gallery in var/, which it seeds at first start.
 """
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
@@ -29,17 +31,21 @@ from handlers.exchange import Front
 from handlers.metrics import Metrics
 from handlers.predictions import PREFIX
 from handlers.service import Service
+from handlers.tokens import VARIABLE, Access, TokenError, read_token
 from images.sources import SourceError, open_source
 from index.build import add_images
-from index.errors import GalleryError
-from index.gallery import Gallery
+from index.errors import GalleryError, RowRefused
+from index.face import Index
+from index.open import MILVUS, open_index, parse_bytes
 from index.seed import seed_gallery
+from index.thumbnails import Thumbnails
 
 log = logging.getLogger("akin")
 
 # What a user can put right; anything else is our mistake and gets its traceback.
-STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, SourceError, GalleryError, OSError)
+STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, SourceError, GalleryError, TokenError, OSError)
 DEFAULT_GALLERY = Path("var/gallery")
+WRITER_THREADS = 4  # rows are committed one transaction at a time; these wait for their turn and for the disk
 DRAIN_SECONDS = 10  # how long Ctrl-C waits for requests under way
 
 
@@ -55,7 +61,13 @@ class Settings:
     model_store: Path = Path("model_store")
     name: str = "encoder"
     gallery: Path | None = None  # None: the default one, or that of `images`
+    index: str | None = None  # in place of `gallery`: a folder, or milvus://host:port
     images: Path | None = None  # embedded into a gallery of its own before serving
+    ram: int | None = None  # bytes that the search of a large gallery may take; None: half of the machine's
+    factory: str | None = None  # how a large gallery is searched, in FAISS's words; None: by size and memory
+    thumbnails: bool = False  # kept of the images that are added
+    token_file: Path | None = None  # what writes need; None: AKIN_TOKEN, or nothing
+    open_writes: bool = False  # without a token, from other machines too
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free one
     threads: int = cores()
@@ -63,12 +75,21 @@ class Settings:
     require_provider: str | None = None  # the execution provider that must run the model; None: the fastest there is
 
     @property
-    def gallery_folder(self) -> Path:
-        """Where the gallery lies; every source of images has one of its own."""
+    def where(self) -> str | Path:
+        """Where the gallery lies, a folder or the address of a server; every source of images has one of its own."""
+        if self.index is not None:
+            return self.index if self.index.startswith(MILVUS) else Path(self.index)
         if self.gallery is not None or self.images is None:
             return self.gallery or DEFAULT_GALLERY
         source = self.images.resolve()
         return Path("var/galleries") / f"{source.name}-{sha256(str(source).encode()).hexdigest()[:8]}"
+
+    @property
+    def thumbnails_folder(self) -> Path:
+        """Beside the gallery; where that is another machine's, below var/."""
+        if isinstance(self.where, Path):
+            return self.where
+        return Path("var/thumbnails") / sha256(self.where.encode()).hexdigest()[:8]
 
     @classmethod
     def from_arguments(cls, argv: Sequence[str] | None) -> "Settings":
@@ -81,7 +102,14 @@ class Settings:
         add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
         add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
         add("--images", type=Path, help="search among these: folder, .zip, .tar.gz, .npy or STL-10")
-        add("--gallery", type=Path, help=f"folder of the gallery (default: {DEFAULT_GALLERY}, seeded)")
+        place = parser.add_mutually_exclusive_group()
+        place.add_argument("--gallery", type=Path, help=f"folder of the gallery (default: {DEFAULT_GALLERY}, seeded)")
+        place.add_argument("--index", metavar="WHERE", help="the gallery as a folder or milvus://host:port")
+        add("--ram", type=_size, metavar="2GB", help="memory for the search of a large gallery (default: half)")
+        add("--factory", help="how to search a large gallery, such as HNSW32,SQ8 (default: by size and memory)")
+        add("--thumbnails", action="store_true", help="keep small pictures of the images that are added")
+        add("--token-file", type=Path, help=f"file of the token that writes need (default: ${VARIABLE}, or none)")
+        add("--open-writes", action="store_true", help="let other machines write without a token")
         add("--host", default=cls.host, help="address to listen on" + shown)
         add("--port", type=_whole(0, 65535), default=cls.port, help="0 takes a free one" + shown)
         add("--threads", type=_whole(1, 1024), default=cls.threads, help="worker threads" + shown)
@@ -94,6 +122,10 @@ def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM, then finish what is under way. Returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
+        token = read_token(settings.token_file)
+    except TokenError as error:
+        return _fail(str(error))
+    try:
         listener = socket.create_server(
             (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         )
@@ -101,9 +133,10 @@ def serve(settings: Settings) -> int:
         address = f"{settings.host}:{settings.port}"
         return _fail(f"cannot listen on {address} ({error.strerror}); choose another --port")
 
-    port = listener.getsockname()[1]
-    admission = Admission(settings.threads, settings.queue)
-    front = Front(settings.name, admission, Metrics(lambda: admission.depth))
+    address, port = listener.getsockname()[:2]
+    access = Access(token, exposed=not (settings.open_writes or _is_loopback(address)))
+    admission, writers = Admission(settings.threads, settings.queue), Admission(WRITER_THREADS, settings.queue)
+    front = Front(settings.name, admission, Metrics(lambda: admission.depth), access=access, writers=writers)
     server = uvicorn.Server(
         uvicorn.Config(
             build_app(front),
@@ -124,7 +157,7 @@ def serve(settings: Settings) -> int:
     def bring_up() -> None:
         try:
             front.service = _load(settings, front.metrics)
-            _announce(settings, front.service, port)
+            _announce(settings, front.service, access, port)
         except Exception as error:
             failures.append(error)
             server.should_exit = True
@@ -137,8 +170,9 @@ def serve(settings: Settings) -> int:
     threading.Thread(target=bring_up, daemon=True).start()
     server.run(sockets=[listener])
     admission.close()
-    if front.service is not None and front.service.gallery is not None:
-        front.service.gallery.close()
+    writers.close()
+    if front.service is not None:
+        front.service.close()
     if failures:
         if not isinstance(failures[0], STARTUP_ERRORS):
             log.error("startup failed", exc_info=failures[0])
@@ -155,29 +189,30 @@ def _load(settings: Settings, metrics: Metrics) -> Service:
     """The encoder with its golden vectors passed, and the gallery to search."""
     encoder = Encoder.load(settings.model_store, settings.name, provider=settings.require_provider)
     manifest = encoder.manifest
-    gallery = _open_gallery(settings, encoder)
+    thumbnails = Thumbnails.open(settings.thumbnails_folder) if settings.thumbnails else None
+    gallery = _open_gallery(settings, encoder, thumbnails)
     # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.
     gallery.search(encoder.embed(golden_batch(manifest.golden, manifest.preprocess.size)).vectors, 1)
-    metrics.serving(manifest.model_id, encoder.provider)
-    return Service(encoder, gallery, metrics.observe)
+    metrics.serving(manifest.model_id, encoder.provider, gallery)
+    return Service(encoder, gallery, metrics.observe, thumbnails)
 
 
-def _open_gallery(settings: Settings, encoder: Encoder) -> Gallery:
+def _open_gallery(settings: Settings, encoder: Encoder, thumbnails: Thumbnails | None) -> Index:
     """The default gallery, seeded where it is new, or the one of `settings.images`, brought up to date."""
-    manifest, folder = encoder.manifest, settings.gallery_folder
+    manifest, where = encoder.manifest, settings.where
     source = open_source(settings.images) if settings.images is not None else None
-    if folder == DEFAULT_GALLERY:
-        seed_gallery(settings.model_store, manifest, folder)
-    gallery = Gallery.open(folder, manifest.model_digest, manifest.dimension)
+    if where == DEFAULT_GALLERY:
+        seed_gallery(settings.model_store, manifest, DEFAULT_GALLERY)
+    gallery = open_index(where, manifest.model_digest, manifest.dimension, settings.ram, settings.factory)
     if source is not None:
         print(f"embedding what is new in {settings.images}", flush=True)
-        print(add_images(gallery, encoder, source, settings.threads), flush=True)
+        print(add_images(gallery, encoder, source, settings.threads, thumbnails), flush=True)
         if not gallery.count:
             raise GalleryError(f"no image in {settings.images} could be added; name a folder of images")
     return gallery
 
 
-def _announce(settings: Settings, service: Service, port: int) -> None:
+def _announce(settings: Settings, service: Service, access: Access, port: int) -> None:
     encoder = service.encoder
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     url = f"http://{host}:{port}"
@@ -186,12 +221,25 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
         f"akin serves {encoder.manifest.model_id} at {url}\n"
         f"  encoder  {encoder.artifact.precision} ({encoder.artifact.quantization}) on {encoder.provider},"
         f" {len(encoder.manifest.golden)} golden vectors agree\n"
-        f"  gallery  {rows} images in {settings.gallery_folder}\n"
+        f"  gallery  {rows} images in {settings.where}\n"
+        f"  writes   {access}\n"
         f"  workers  {settings.threads} threads, at most {settings.queue} requests waiting\n"
         f"  try      curl -T photo.jpg '{url}{PREFIX}{settings.name}?k=5'\n"
         f"  read     {url}/docs   stop with Ctrl-C",
         flush=True,
     )
+
+
+def _is_loopback(address: str) -> bool:
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
+def _size(text: str) -> int:
+    """An argparse type: an amount of memory."""
+    try:
+        return parse_bytes(text)
+    except RowRefused as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

@@ -7,14 +7,15 @@ Queue, workers, service and metrics are those of the hot path. The API has no er
 some images are bad, their entries have a null `embedding` beside an `error`; where all are, the request fails.
 """
 
-from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
 from handlers.exchange import Front, Headers, Refusal, Route, Scope
+from handlers.inline import IMAGE_HOW_TO, embed_readable, image_of, show
 from handlers.service import Answer, Options, RequestError, Service, to_json
 from images.decode import ImageError
 
@@ -26,7 +27,6 @@ MAX_BODY_BYTES = 64 << 20  # two images of the hot path's 16 MiB as base64 (43 M
 MAX_COMMAS = 4096
 ARGUMENTS = ("input", "model", "encoding_format", "dimensions", "user")
 EMBEDDING_ONLY = Options(fields=frozenset({"embedding"}))
-HOW_TO = "send an image as data:image/jpeg;base64,... or as bare base64, without line breaks"
 # OpenAI's own names for what can be wrong with an image.
 IMAGE_CODES = {400: "invalid_image", 413: "image_too_large", 415: "unsupported_image_media_type"}
 
@@ -73,8 +73,8 @@ def _work(service: Service, name: str, body: bytes) -> bytes:
     """In a worker thread: from the body to the JSON of the answer."""
     manifest = service.encoder.manifest
     request = _parse(body, (name, manifest.model_id), manifest.dimension)
-    images = [_image_of(text) for text in request.inputs]
-    results = _embed_readable(service, images)
+    images = [image_of(text) for text in request.inputs]
+    results = embed_readable(service, images, EMBEDDING_ONLY)
     if all(isinstance(result, ImageError) for result in results):
         raise _all_failed(results)
     return to_json(
@@ -90,22 +90,22 @@ def _work(service: Service, name: str, body: bytes) -> bytes:
 def _parse(body: bytes, names: Sequence[str], dimension: int) -> _Request:
     """The arguments, each of them checked."""
     if body.count(b",") > MAX_COMMAS:
-        raise ArgumentError(None, f"the body has more than {MAX_COMMAS} commas; {HOW_TO}, at most {MAX_INPUTS}")
+        raise ArgumentError(None, f"the body has more than {MAX_COMMAS} commas; {IMAGE_HOW_TO}, at most {MAX_INPUTS}")
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ArgumentError(None, f"the body is not JSON ({error}); send an object with model and input") from error
     if not isinstance(given, dict):
-        raise ArgumentError(None, f"the body is {_show(given)}; send an object with model and input")
+        raise ArgumentError(None, f"the body is {show(given)}; send an object with model and input")
     if unknown := sorted(given.keys() - set(ARGUMENTS)):
-        raise ArgumentError(unknown[0][:40], f"unknown argument {_show(unknown[0])}; there is {', '.join(ARGUMENTS)}")
+        raise ArgumentError(unknown[0][:40], f"unknown argument {show(unknown[0])}; there is {', '.join(ARGUMENTS)}")
     _check_model(given.get("model"), names)
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
-        raise ArgumentError("encoding_format", f"encoding_format is {_show(encoding)}; send 'float' or 'base64'")
+        raise ArgumentError("encoding_format", f"encoding_format is {show(encoding)}; send 'float' or 'base64'")
     dimensions = given.get("dimensions")
     if dimensions is not None and (type(dimensions) is not int or dimensions != dimension):
-        reason = f"dimensions is {_show(dimensions)}; this model has {dimension} and cannot be cut: leave it out"
+        reason = f"dimensions is {show(dimensions)}; this model has {dimension} and cannot be cut: leave it out"
         raise ArgumentError("dimensions", reason)
     return _Request(_inputs(given.get("input")), as_base64=encoding == "base64")
 
@@ -115,7 +115,7 @@ def _check_model(model: Any, names: Sequence[str]) -> None:
     if not model:
         raise ArgumentError("model", f"no model is named; there is {known}")
     if model not in names:
-        reason = f"the model {_show(model)} does not exist; there is {known}"
+        reason = f"the model {show(model)} does not exist; there is {known}"
         raise ArgumentError("model", reason, status=404, code="model_not_found")
 
 
@@ -126,32 +126,8 @@ def _inputs(given: Any) -> list[str]:
     for index, text in enumerate(inputs):
         if not isinstance(text, str):
             where = f"input[{index}]" if isinstance(given, list) else "input"
-            raise ArgumentError(where, f"{where} is {_show(text)}; {HOW_TO}")
+            raise ArgumentError(where, f"{where} is {show(text)}; {IMAGE_HOW_TO}")
     return inputs
-
-
-def _image_of(text: str) -> bytes | ImageError:
-    """The image in a data URI or in bare base64; what is wrong with it, where it is neither."""
-    if text[:5].lower() == "data:":
-        head, _, text = text[5:].partition(",")
-        media_type, *parameters = head.lower().split(";")
-        if not media_type.startswith("image/"):
-            return ImageError(415, f"a data URI of type {_show(media_type)}; {HOW_TO}")
-        if "base64" not in parameters:
-            return ImageError(400, f"a data URI without ;base64; {HOW_TO}")
-    elif text[:8].lower().startswith(("http://", "https://")):
-        return ImageError(400, f"a URL, and this server fetches none; {HOW_TO}")
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as error:  # its subclass binascii.Error, or a character that is not ASCII
-        return ImageError(400, f"{_show(text)} is not base64 ({error}); {HOW_TO}")
-
-
-def _embed_readable(service: Service, images: Sequence[bytes | ImageError]) -> list[Answer | ImageError]:
-    """The images that are there as one batch, and every answer or error in the place of its input."""
-    readable = [image for image in images if isinstance(image, bytes)]
-    answers: Iterator[Answer | ImageError] = iter(service.answer_many(readable, EMBEDDING_ONLY))
-    return [image if isinstance(image, ImageError) else next(answers) for image in images]
 
 
 def _entry(index: int, result: Answer | ImageError, as_base64: bool) -> dict[str, Any]:
@@ -184,15 +160,6 @@ def _error(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
 
 def _error_json(refusal: Refusal) -> bytes:
     return to_json({"error": _error(refusal)})
-
-
-def _show(value: Any) -> str:
-    """A value from outside, short; what is nested is only named, since repr() of deep nesting fails."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 40 else value[:37] + "...")
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return to_json(value).decode()
 
 
 _EMBEDDINGS = Route(methods=("POST",), max_bytes=MAX_BODY_BYTES, answer=_embed, error_json=_error_json)

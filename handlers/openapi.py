@@ -7,8 +7,8 @@ from handlers.service import FIELDS, MAX_K
 
 _K = {"type": "integer", "minimum": 0, "maximum": MAX_K, "default": 0}
 _FIELDS = {"type": "string", "example": "embedding,label"}
-_BINARY = {"type": "string", "format": "binary"}
-_IMAGES = {"type": "array", "items": _BINARY}
+BINARY = {"type": "string", "format": "binary"}
+_IMAGES = {"type": "array", "items": BINARY}
 _ERRORS = {
     "400": "damaged image, or an option out of range",
     "404": "no such model",
@@ -19,16 +19,18 @@ _ERRORS = {
 }
 
 
-def _parameter(name: str, where: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+def parameter(name: str, where: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    """A parameter of an operation."""
     return {"name": name, "in": where, "schema": schema, "description": description}
 
 
-def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def json_answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A response that is JSON."""
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_NEIGHBOR = {
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+NEIGHBOR = {
     "type": "object",
     "properties": {
         "id": {"type": "string"},
@@ -41,15 +43,15 @@ _ANSWER = {
     "type": "object",
     "properties": {
         "model": {"type": "string"},
-        "embedding": _NUMBERS,
-        "logits": _NUMBERS,
+        "embedding": NUMBERS,
+        "logits": NUMBERS,
         "label": {"type": "string"},
         "confidence": {"type": "number"},
-        "neighbors": {"type": "array", "items": _NEIGHBOR},
+        "neighbors": {"type": "array", "items": NEIGHBOR},
         "timing_ms": {"type": "object", "additionalProperties": {"type": "number"}},
     },
 }
-_ERROR = {"type": "object", "properties": {"status": {"type": "integer"}, "error": {"type": "string"}}}
+ERROR = {"type": "object", "properties": {"status": {"type": "integer"}, "error": {"type": "string"}}}
 
 _OPENAI_ERROR = {
     "type": "object",
@@ -61,7 +63,7 @@ _OPENAI_ERROR = {
     },
 }
 _REFUSED = {"type": "object", "properties": {"error": _OPENAI_ERROR}}
-_OPENAI_ERRORS = {"default": _json("OpenAI's error object; statuses as those of predictions", _REFUSED)}
+_OPENAI_ERRORS = {"default": json_answer("OpenAI's error object; statuses as those of predictions", _REFUSED)}
 _IMAGE = {"type": "string", "example": "data:image/jpeg;base64,..."}
 _EMBEDDINGS_REQUEST = {
     "type": "object",
@@ -80,7 +82,7 @@ _EMBEDDING = {
         "object": {"type": "string"},
         "index": {"type": "integer"},
         "embedding": {
-            "oneOf": [_NUMBERS, {"type": "string", "description": "base64 of little-endian float32"}],
+            "oneOf": [NUMBERS, {"type": "string", "description": "base64 of little-endian float32"}],
             "nullable": True,
         },
         "error": _OPENAI_ERROR | {"description": "only where embedding is null"},
@@ -114,11 +116,11 @@ PATHS: dict[str, Any] = {
             "a list in their order, each with a status of its own. Options may also stand in the form's "
             "parts `k` and `fields`; the query goes before the form, the form before the headers.",
             "parameters": [
-                _parameter("name", "path", {"type": "string"}, "the model's name") | {"required": True},
-                _parameter("k", "query", _K, "how many neighbours; 0 for none"),
-                _parameter("fields", "query", _FIELDS, f"which of {', '.join(FIELDS)}; all when left out"),
-                _parameter("akin-k", "header", _K, "k, for clients that cannot set the query"),
-                _parameter("akin-fields", "header", _FIELDS, "fields, likewise"),
+                parameter("name", "path", {"type": "string"}, "the model's name") | {"required": True},
+                parameter("k", "query", _K, "how many neighbours; 0 for none"),
+                parameter("fields", "query", _FIELDS, f"which of {', '.join(FIELDS)}; all when left out"),
+                parameter("akin-k", "header", _K, "k, for clients that cannot set the query"),
+                parameter("akin-fields", "header", _FIELDS, "fields, likewise"),
             ],
             "requestBody": {
                 "required": True,
@@ -129,13 +131,13 @@ PATHS: dict[str, Any] = {
                             "properties": {"image": _IMAGES, "k": _K, "fields": _FIELDS},
                         }
                     },
-                    "image/*": {"schema": _BINARY},
-                    "application/octet-stream": {"schema": _BINARY},
+                    "image/*": {"schema": BINARY},
+                    "application/octet-stream": {"schema": BINARY},
                 },
             },
             "responses": {
-                "200": _json("The answer, or a list of them", _ANSWER),
-                **{status: _json(reason, _ERROR) for status, reason in _ERRORS.items()},
+                "200": json_answer("The answer, or a list of them", _ANSWER),
+                **{status: json_answer(reason, ERROR) for status, reason in _ERRORS.items()},
             },
         }
     },
@@ -145,20 +147,20 @@ PATHS: dict[str, Any] = {
             "description": "Images as data URIs or bare base64. Where some of several images are bad, their entries "
             "have a null `embedding` and an `error`; where all are, the request fails.",
             "requestBody": {"required": True, "content": {"application/json": {"schema": _EMBEDDINGS_REQUEST}}},
-            "responses": {"200": _json("An entry for each input, in order", _EMBEDDINGS), **_OPENAI_ERRORS},
+            "responses": {"200": json_answer("An entry for each input, in order", _EMBEDDINGS), **_OPENAI_ERRORS},
         }
     },
     MODELS_PATH: {
         "get": {
             "summary": "The model, as OpenAI's clients ask for it",
-            "responses": {"200": _json("A list of one", _MODELS), **_OPENAI_ERRORS},
+            "responses": {"200": json_answer("A list of one", _MODELS), **_OPENAI_ERRORS},
         }
     },
     f"{MODELS_PATH}/{{name}}": {
         "get": {
             "summary": "The model by its name or id",
-            "parameters": [_parameter("name", "path", {"type": "string"}, "name or id") | {"required": True}],
-            "responses": {"200": _json("The model", _MODEL), **_OPENAI_ERRORS},
+            "parameters": [parameter("name", "path", {"type": "string"}, "name or id") | {"required": True}],
+            "responses": {"200": json_answer("The model", _MODEL), **_OPENAI_ERRORS},
         }
     },
 }

@@ -3,9 +3,9 @@
 from functools import partial
 from urllib.parse import parse_qsl
 
-from handlers.exchange import Front, Headers, Refusal, Route, Scope
+from handlers.exchange import Front, Headers, Route, Scope, plain_error
 from handlers.multipart import OPTION_NAMES, parse_multipart
-from handlers.service import Options, RequestError, Service, batch_json, error_json, to_json
+from handlers.service import Options, RequestError, Service, batch_json, to_json
 from images.decode import MAX_BYTES
 
 PREFIX = "/predictions/"
@@ -21,10 +21,6 @@ async def _answer(front: Front, scope: Scope, headers: Headers, body: bytes) -> 
         raise RequestError(404, f"no model {name[:40]!r} here; there is {front.name!r}")
     service = front.ready_service()
     return await front.admission.submit(partial(_work, service, headers, scope["query_string"], body))
-
-
-def _error_json(refusal: Refusal) -> bytes:
-    return error_json(refusal.status, refusal.reason)
 
 
 def _work(service: Service, headers: Headers, query: bytes, body: bytes) -> bytes:
@@ -56,4 +52,4 @@ def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
 
 
 # PUT is what `curl -T photo.jpg` sends.
-PREDICTIONS = Route(methods=("POST", "PUT"), max_bytes=MAX_BYTES, answer=_answer, error_json=_error_json)
+PREDICTIONS = Route(methods=("POST", "PUT"), max_bytes=MAX_BYTES, answer=_answer, error_json=plain_error)

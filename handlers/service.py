@@ -13,7 +13,8 @@ import orjson
 
 from encoder.session import Encoder
 from images.decode import ImageError, decode
-from index.gallery import Gallery, Neighbor
+from index.face import Index, Neighbor
+from index.thumbnails import Thumbnails
 
 MAX_K = 1000
 FIELDS = ("model", "embedding", "logits", "label", "confidence", "neighbors", "timing_ms")
@@ -88,12 +89,17 @@ class Service:
     def __init__(
         self,
         encoder: Encoder,
-        gallery: Gallery | None = None,
+        gallery: Index | None = None,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
+        thumbnails: Thumbnails | None = None,
     ) -> None:
-        """`observe(stage, seconds)` is told of every decode, embed and search, for a front's histograms."""
+        """`observe(stage, seconds)` is told of every decode, embed and search, for a front's histograms.
+
+        thumbnails: where those of the images that are added go; None: they are not kept.
+        """
         self.encoder = encoder
         self.gallery = gallery
+        self.thumbnails = thumbnails
         self._observe = observe
 
     def answer(self, image: bytes, options: Options) -> Answer:
@@ -114,12 +120,12 @@ class Service:
 
         started = perf_counter()
         vectors, logits = self.encoder.embed(np.stack([item.pixels for item in good]))
-        shared_ms = {"embed": self._stage_ms("embed", started)}
+        shared_ms = {"embed": self.stage_ms("embed", started)}
         neighbors: list[list[Neighbor]] = [[] for _ in good]
         if gallery is not None:
             started = perf_counter()
             neighbors = gallery.search(vectors, options.k)
-            shared_ms["search"] = self._stage_ms("search", started)
+            shared_ms["search"] = self.stage_ms("search", started)
 
         answers = (
             self._assemble(options, vector, logit, near, {"decode": item.ms, **shared_ms})
@@ -127,15 +133,28 @@ class Service:
         )
         return [item if isinstance(item, ImageError) else next(answers) for item in decoded]
 
+    def index(self) -> Index:
+        """The gallery, for a request that is about it."""
+        if self.gallery is None:
+            raise RequestError(409, "there is no gallery here; ask a server that was started with one")
+        return self.gallery
+
+    def close(self) -> None:
+        """Close what is on disk."""
+        if self.thumbnails is not None:
+            self.thumbnails.close()
+        if self.gallery is not None:
+            self.gallery.close()
+
     def _decode(self, image: bytes) -> "_Decoded | ImageError":
         started = perf_counter()
         try:
             pixels = decode(image, self.encoder.manifest.preprocess)
         except ImageError as error:
             return ImageError(error.status, error.reason)  # without a traceback, whose frames hold the image
-        return _Decoded(pixels, self._stage_ms("decode", started))
+        return _Decoded(pixels, self.stage_ms("decode", started))
 
-    def _gallery_for(self, options: Options) -> Gallery | None:
+    def _gallery_for(self, options: Options) -> Index | None:
         """The gallery this request searches, None when it asks for no neighbours."""
         if not options.k or "neighbors" not in options.fields:
             return None
@@ -145,7 +164,8 @@ class Service:
             )
         return self.gallery
 
-    def _stage_ms(self, stage: str, started: float) -> float:
+    def stage_ms(self, stage: str, started: float) -> float:
+        """Observe a stage that began at `started`, by perf_counter; its milliseconds."""
         seconds = perf_counter() - started
         self._observe(stage, seconds)
         return round(seconds * 1e3, 3)

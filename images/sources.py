@@ -20,7 +20,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from images import parquet
 from images.decode import MAX_BYTES, ImageError, decode, resize
 from images.folders import DATA_SETS, PACKED, hidden, is_single, parts
 from images.spec import PreprocessSpec
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError)
 NAME_A_SOURCE = "name a folder, .zip, .tar, .tar.gz, .parquet or .npy"
@@ -148,29 +151,31 @@ def decoded(
 ) -> Iterator[Decoded]:
     """Decode on several threads, in order; what cannot be decoded goes to `on_error(id, error)`."""
     threads = threads or os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    for item, future in started_ahead(items, partial(pixels, spec=spec), threads, 4 * threads):
+        try:
+            image = future.result()
+        except ImageError as error:
+            on_error(item.id, error)
+        else:
+            yield Decoded(item.id, image, item.label)
+
+
+def started_ahead(
+    things: Iterable[S], work: Callable[[S], T], threads: int, window: int
+) -> Iterator[tuple[S, Future[T]]]:
+    """Things in their order, each with its work under way in a thread, at most `window` ahead of the consumer for
+    memory's sake."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
     try:
-        for item, future in _started_ahead(pool, items, spec, 4 * threads):
-            try:
-                image = future.result()
-            except ImageError as error:
-                on_error(item.id, error)
-            else:
-                yield Decoded(item.id, image, item.label)
+        waiting: deque[tuple[S, Future[T]]] = deque()
+        for thing in things:
+            waiting.append((thing, pool.submit(work, thing)))
+            if len(waiting) > window:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _started_ahead(
-    pool: ThreadPoolExecutor, items: Iterable[Item], spec: PreprocessSpec, window: int
-) -> Iterator[tuple[Item, Future[np.ndarray]]]:
-    """Items with their decoding under way, at most `window` ahead of the consumer for memory's sake."""
-    waiting: deque[tuple[Item, Future[np.ndarray]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(pixels, item, spec)))
-        if len(waiting) > window:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _shards(folder: Path, split: str) -> Source:

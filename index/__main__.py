@@ -2,109 +2,100 @@
 
     akin index add photos/                 # a folder, .zip, .tar.gz, .npy or STL-10; skips what is there
     akin index search photo.jpg -k 10      # one line of JSON a neighbour
+    akin index search --id cats/1.jpg --filter '{"label": "cat"}' --vote
+    akin index duplicates --min-score 0.97 # one line of JSON a group
     akin index remove cats/1.jpg cats/2.jpg
-    akin index stats
+    akin index stats --recall
+    akin index verify                      # every checksum, and the snapshot
+    akin index backup gallery.bak          # while others write
+    akin index restore gallery.bak --gallery FOLDER
+    akin index export --to milvus://HOST:19530
 
 Reads model_store/, writes the gallery. The default gallery, which the server uses, begins with the seed that
-ships with the model; one that --gallery names begins empty.
+ships with the model; one that --gallery or --index names begins empty.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+from index import verbs
+from index.errors import RowRefused
+from index.filters import HOW_TO, Filter
+from index.open import parse_bytes
 
-from encoder.manifest import Manifest
-from encoder.session import Encoder
-from images.decode import ImageError, decode
-from images.sources import open_source
-from index.build import add_images
-from index.gallery import Gallery
-from index.seed import seed_gallery
-
-DEFAULT_GALLERY = Path("var/gallery")
+MIN_SCORE = 0.97  # of near-duplicates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     chosen = _parser().parse_args(argv)
-    if chosen.verb in ("add", "search"):
-        encoder = Encoder.load(chosen.model_store, chosen.name)
-        manifest = encoder.manifest
-    else:
-        manifest = Manifest.read(chosen.model_store, chosen.name)
-    folder = chosen.gallery or DEFAULT_GALLERY
-    if chosen.gallery is None:
-        seed_gallery(chosen.model_store, manifest, folder)
-    elif chosen.verb != "add" and not folder.is_dir():
-        return _fail(f"no gallery at {folder}; make one with `akin index add`, or leave --gallery out")
-    with Gallery.open(folder, manifest.model_digest, manifest.dimension) as gallery:
-        match chosen.verb:
-            case "add":
-                return add(gallery, encoder, chosen.source, chosen.split)
-            case "search":
-                return search(gallery, encoder, chosen.image, chosen.k)
-            case "remove":
-                return remove(gallery, chosen.ids)
-            case _:
-                return stats(gallery, manifest)
-
-
-def add(gallery: Gallery, encoder: Encoder, source: Path, split: str | None) -> int:
-    """Embed and add what is new. Fails where not one image of the source is in the gallery afterwards."""
-    summary = add_images(gallery, encoder, open_source(source, split))
-    print(summary)
-    return 0 if summary.added or summary.already_there else _fail(f"no image in {source} could be added")
-
-
-def search(gallery: Gallery, encoder: Encoder, image: Path, k: int) -> int:
-    """Print the k nearest neighbours of an image file, best first."""
-    try:
-        pixels = decode(image.read_bytes(), encoder.manifest.preprocess)
-    except ImageError as error:
-        return _fail(f"{image}: {error.reason}")
-    except OSError as error:
-        return _fail(f"{image} cannot be read: {error.strerror}")
-    (neighbors,) = gallery.search(encoder.embed(np.stack([pixels])).vectors, k)
-    for neighbor in neighbors:
-        print(json.dumps(neighbor._asdict()))
-    return 0
-
-
-def remove(gallery: Gallery, ids: Sequence[str]) -> int:
-    """Remove rows by id. Fails where none of them was there."""
-    removed = gallery.remove(ids)
-    print(f"{removed} of {len(ids)} removed, {gallery.count} left")
-    return 0 if removed else _fail("no such id; `akin index search` shows the ids of similar images")
-
-
-def stats(gallery: Gallery, manifest: Manifest) -> int:
-    """Print what the gallery holds."""
-    print(f"rows: {gallery.count}\nmodel: {manifest.model_id}\ndimension: {manifest.dimension}")
-    return 0
+    run: Callable[[argparse.Namespace], int] = getattr(verbs, chosen.verb)
+    return run(chosen)
 
 
 def _parser() -> argparse.ArgumentParser:
+    common = _common()
+    parser = argparse.ArgumentParser(prog="akin index", description=(__doc__ or "").splitlines()[0])
+    verbs_of = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, help: str) -> argparse.ArgumentParser:
+        return verbs_of.add_parser(name, parents=[common], help=help, description=getattr(verbs, name).__doc__)
+
+    adding = verb("add", "embed and add the images of sources")
+    adding.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="SOURCE",
+        help="folder, .zip, .tar.gz, .npy, or a folder with STL-10; ids of several begin with the source's name",
+    )
+    adding.add_argument("--split", choices=("train", "test", "unlabeled"), help="which part of a data set")
+    adding.add_argument("--thumbnails", action="store_true", help="keep a small picture of each image")
+
+    removing = verb("remove", "remove rows by id")
+    removing.add_argument("ids", nargs="+", metavar="ID")
+
+    searching = verb("search", "the nearest neighbours of an image file, a row or a vector")
+    query = searching.add_mutually_exclusive_group(required=True)
+    query.add_argument("image", nargs="?", type=Path, metavar="FILE")
+    query.add_argument("--id", help="of a row, which is left out itself")
+    query.add_argument("--vector", type=Path, metavar="FILE.npy", help="of the index's dimension")
+    searching.add_argument("-k", type=_positive, default=5, help="how many (default: 5)")
+    searching.add_argument("--filter", type=_filter, metavar="JSON", help=HOW_TO)
+    searching.add_argument("--min-score", type=_cosine, help="leave out what is less similar")
+    searching.add_argument("--vote", action="store_true", help="a last line with the labels the neighbours vote for")
+
+    measuring = verb("stats", "rows, model, dimension, and how it is searched")
+    measuring.add_argument("--recall", action="store_true", help="measured against exact search; reads every row")
+
+    verb("verify", "compare everything with its checksums, and the snapshot with the truth")
+    verb("rebuild", "build the acceleration anew")
+    verb("backup", "write the gallery to one file").add_argument("file", type=Path, metavar="FILE")
+    verb("restore", "make a gallery of a backup").add_argument("file", type=Path, metavar="FILE")
+
+    exporting = verb("export", "copy every row to Milvus or a file")
+    exporting.add_argument("--to", required=True, help="milvus://HOST:PORT, FILE.ndjson, FILE.npz or another folder")
+
+    doubling = verb("duplicates", "groups of near-duplicates")
+    doubling.add_argument(
+        "--min-score", type=_cosine, default=MIN_SCORE, help=f"how similar at least (default: {MIN_SCORE})"
+    )
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model-store", type=Path, default=Path("model_store"), help="where the model lies")
     common.add_argument("--name", default="encoder", help="its manifest is NAME.json there")
-    common.add_argument("--gallery", type=Path, help=f"folder of the gallery (default: {DEFAULT_GALLERY})")
-    parser = argparse.ArgumentParser(prog="akin index", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    adding = verbs.add_parser("add", parents=[common], help="embed and add the images of a source")
-    adding.add_argument("source", type=Path, help="folder, .zip, .tar.gz, .npy, or a folder with STL-10")
-    adding.add_argument("--split", choices=("train", "test", "unlabeled"), help="which part of STL-10")
-    removing = verbs.add_parser("remove", parents=[common], help="remove rows by id")
-    removing.add_argument("ids", nargs="+", metavar="ID")
-    searching = verbs.add_parser("search", parents=[common], help="the nearest neighbours of an image file")
-    searching.add_argument("image", type=Path, metavar="FILE")
-    searching.add_argument("-k", type=_positive, default=5, help="how many (default: 5)")
-    verbs.add_parser("stats", parents=[common], help="rows, model and dimension")
-    return parser
+    where = common.add_mutually_exclusive_group()
+    where.add_argument("--gallery", dest="where", metavar="FOLDER", help=f"(default: {verbs.DEFAULT_GALLERY})")
+    where.add_argument("--index", dest="where", metavar="WHERE", help="a folder, or milvus://HOST:PORT")
+    common.add_argument("--ram", type=_bytes, help="what searching may take, such as 2GB; of a folder")
+    common.add_argument("--factory", help="how FAISS shall search, such as HNSW32,SQ8; of a folder")
+    return common
 
 
 def _positive(text: str) -> int:
@@ -114,9 +105,27 @@ def _positive(text: str) -> int:
     return number
 
 
-def _fail(reason: str) -> int:
-    print(f"akin: {reason}", file=sys.stderr)
-    return 1
+def _cosine(text: str) -> float:
+    number = float(text)
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no cosine similarity: -1 to 1")
+    return number
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except RowRefused as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _filter(text: str) -> Filter | None:
+    try:
+        return Filter.parse(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}): {HOW_TO}") from error
+    except RowRefused as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

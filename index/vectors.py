@@ -22,9 +22,9 @@ def unit_rows(vectors: np.ndarray, dimension: int, names: Sequence[str] | None =
         raise RowRefused(f"vectors of type {wide.dtype} are not real numbers: send float32")
     # float64: the squares of a large but finite float32 overflow float32.
     wide = wide.astype(np.float64)
-    lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    usable = np.isfinite(lengths) & (lengths > 0)
-    if not usable.all():
+    lengths = np.sqrt(np.vecdot(wide, wide))
+    if len(wide) and not (lengths.min() > 0 and lengths.max() < np.inf):  # NaN compares as neither
+        usable = np.isfinite(lengths) & (lengths > 0)
         row = int(np.argmin(usable))
         name = f" (id {names[row]!r})" if names is not None else ""
         raise RowRefused(f"vector {row}{name} {_fault(wide[row])}: leave it out; nothing was done")

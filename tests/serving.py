@@ -1,8 +1,9 @@
 """What the tests of the front share: a model with a seeded gallery, pictures, and how to talk to a server."""
 
+import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,14 @@ import pytest
 
 from encoder.manifest import Manifest
 from encoder.session import Encoder
+from handlers.admission import Admission
+from handlers.app import build_app
+from handlers.exchange import Front
+from handlers.metrics import Metrics
+from handlers.service import Service
+from handlers.tokens import Access
 from images.decode import decode
+from index.gallery import Gallery
 from tests.pictures import encode, scene
 from tests.server import Server, running_server
 from tests.tiny_encoder import write_tiny_encoder
@@ -44,6 +52,27 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """A client of `server`."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def index_server(seeded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One process for all tests that write: a gallery of its own, thumbnails."""
+    folder = tmp_path_factory.mktemp("index_server")
+    with running_server(seeded_store, folder, ["--index", "gallery", "--thumbnails"]) as server:
+        yield server
+
+
+@pytest.fixture
+def writer(index_server: Server, seeded_store: Path) -> Iterator[httpx.Client]:
+    """A client of `index_server`, whose gallery is empty; no request may leave a traceback in its log."""
+    with httpx.Client(base_url=index_server.url, timeout=30) as client:
+        yield client
+    assert index_server.process.poll() is None
+    assert "Traceback" not in index_server.log
+    manifest = Manifest.read(seeded_store)
+    folder = index_server.log_file.parent / "gallery"
+    with Gallery.open(folder, manifest.model_digest, manifest.dimension) as gallery:
+        gallery.remove([record.id for batch in gallery.records() for record in batch])
 
 
 def write_seeded_store(folder: Path) -> Manifest:
@@ -79,6 +108,26 @@ def samples(metrics: str) -> dict[str, float]:
     """The text of /metrics as values by name and labels."""
     lines = (line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
+
+
+def talk(front: Front, scenario: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+    """Run `scenario` with a client that is wired straight to the application."""
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(build_app(front))
+        async with httpx.AsyncClient(transport=transport, base_url="http://akin") as client:
+            await scenario(client)
+
+    try:
+        asyncio.run(run())
+    finally:
+        front.admission.close()
+
+
+def front_with(service: Service | None, capacity: int = 8, access: Access | None = None) -> Front:
+    """What the application shares, in this process."""
+    admission = Admission(1, capacity)
+    return Front("encoder", admission, Metrics(lambda: admission.depth), service, access or Access())
 
 
 def connect(server: Server) -> socket.socket:

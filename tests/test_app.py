@@ -5,7 +5,6 @@ import gc
 import logging
 import re
 import weakref
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -13,12 +12,8 @@ import pytest
 
 from encoder.manifest import Manifest
 from encoder.session import Encoder
-from handlers.admission import Admission
-from handlers.app import build_app
-from handlers.exchange import Front
-from handlers.metrics import Metrics
 from handlers.service import Answer, Options, RequestError, Service
-from tests.serving import JPEG, PATH, assert_refused, samples
+from tests.serving import JPEG, PATH, assert_refused, front_with, samples, talk
 
 
 def test_an_unknown_page_is_refused_by_naming_those_there_are(client: httpx.Client) -> None:
@@ -57,32 +52,14 @@ def test_metrics_count_stages_statuses_and_rejects(client: httpx.Client) -> None
 def test_the_documentation_shows_the_paths_that_are_served_in_front_of_it(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     openai = {"/v1/embeddings", "/v1/models", "/v1/models/{name}"}
-    assert set(schema["paths"]) == {"/predictions/{name}", "/", "/healthz", "/readyz", "/metrics"} | openai
+    index = {"/index", "/index/{id}", "/index/search", "/index/bulk", "/thumbnails/{id}"}
+    assert set(schema["paths"]) == {"/predictions/{name}", "/", "/healthz", "/readyz", "/metrics"} | openai | index
     documented = {entry["name"] for entry in schema["paths"]["/predictions/{name}"]["post"]["parameters"]}
     assert documented == {"name", "k", "fields", "akin-k", "akin-fields"}
     assert "swagger" in client.get("/docs").text
 
 
 # Inside one process
-
-
-def talk(front: Front, scenario: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
-    """Run `scenario` with a client that is wired straight to the application."""
-
-    async def run() -> None:
-        transport = httpx.ASGITransport(build_app(front))
-        async with httpx.AsyncClient(transport=transport, base_url="http://akin") as client:
-            await scenario(client)
-
-    try:
-        asyncio.run(run())
-    finally:
-        front.admission.close()
-
-
-def front_with(service: Service | None, capacity: int = 8) -> Front:
-    admission = Admission(1, capacity)
-    return Front("encoder", admission, Metrics(lambda: admission.depth), service)
 
 
 def test_before_the_golden_vectors_passed_it_is_alive_but_not_ready() -> None:

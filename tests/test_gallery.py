@@ -1,9 +1,10 @@
-"""The face: what is added is found, by this process and others, whatever happens beside it."""
+"""The index of one machine: what is added is found, by this process and others, whatever is built beside it."""
 
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index import snapshot
 from index.errors import GalleryCorrupt, RowRefused
-from index.gallery import Gallery, Neighbor
+from index.face import Neighbor
+from index.filters import Filter
+from index.gallery import Gallery
 from index.store import FILE_NAME
 from index.vectors import unit_rows
+from index.verify import verify
 from tests.gallery_writer import DIGEST, DIMENSION, apply, changes
 
 REPOSITORY = Path(__file__).parents[1]
@@ -85,12 +90,6 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
         assert (gallery.count, gallery.search(vectors(30), 20)) == (count, found)
 
 
-def test_known_names_the_ids_that_have_a_row(gallery: Gallery) -> None:
-    gallery.add(["a", "b"], vectors(2), [None] * 2)
-    gallery.remove(["b"])
-    assert gallery.known(["a", "b", "c"]) == {"a"}
-
-
 def test_what_another_process_wrote_is_found_by_the_next_search(tmp_path: Path, gallery: Gallery) -> None:
     expected: set[str] = set()
     command = [sys.executable, "-m", "tests.gallery_writer", str(tmp_path), "5", "0", "step"]
@@ -146,7 +145,7 @@ def test_a_damaged_row_is_an_error_at_every_search_and_never_an_answer(
 def test_any_series_of_changes_and_searches_agrees_with_a_dictionary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr("index.ann.MAX_DEAD", 5)
+    monkeypatch.setattr("index.flat.MAX_DEAD", 5)
     random = np.random.default_rng(seed)
     directions = vectors(15, seed)  # few, so that many rows tie
     rows: dict[str, int] = {}
@@ -195,3 +194,189 @@ def test_threads_that_add_remove_and_search_at_once_see_what_they_wrote(gallery:
         for finished in [pool.submit(work, thread) for thread in range(8)]:
             finished.result(timeout=120)
     assert gallery.count == 8 * 10
+
+
+LARGE = {"factory": "HNSW16,SQ8", "flat_below": 400}  # what a gallery of a million does, with some hundred rows
+
+
+def large(folder: Path, **changed: object) -> Gallery:
+    return Gallery.open(folder, DIGEST, DIMENSION, **(LARGE | changed))
+
+
+def fill(gallery: Gallery, count: int, first: int = 0) -> np.ndarray:
+    rows = vectors(count, seed=1000 + first)
+    names = [f"{first + number:05d}" for number in range(count)]
+    gallery.add(names, rows, [f"{number % 10}" for number in range(count)], [{"n": n} for n in range(count)])
+    return rows
+
+
+def settle(gallery: Gallery) -> Gallery:
+    """Wait until nothing is built any more."""
+    gallery.search(vectors(1), 1)
+    deadline = time.monotonic() + 60
+    while gallery.stats()["rebuilding"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return gallery
+
+
+def assert_each_finds_itself(gallery: Gallery, rows: np.ndarray, names: list[str]) -> None:
+    found = [neighbors[0] for neighbors in gallery.search(rows, 1)]
+    assert [neighbor.id for neighbor in found] == names
+    assert [neighbor.score for neighbor in found] == pytest.approx([1.0] * len(names), abs=5e-3)
+
+
+def test_a_gallery_that_grows_large_is_accelerated_in_the_background_and_answers_alike(tmp_path: Path) -> None:
+    with large(tmp_path) as gallery:
+        rows = fill(gallery, 300)
+        assert settle(gallery).stats()["factory"] == "Flat"
+        rows = np.concatenate([rows, fill(gallery, 300, first=300)])
+        stats = settle(gallery).stats(measure_recall=True)
+        assert (stats["factory"], stats["rows"], stats["delta"]) == ("HNSW16,SQ8", 600, 0)
+        assert stats["recall"] is not None and stats["recall"]["value"] >= 0.95
+        assert stats["snapshot"] is not None and stats["snapshot"]["rows"] == 600
+        assert_each_finds_itself(gallery, rows, [f"{number:05d}" for number in range(600)])
+
+
+def test_changes_to_an_accelerated_gallery_are_seen_at_once(tmp_path: Path) -> None:
+    with large(tmp_path) as gallery:
+        rows = fill(gallery, 600)
+        settle(gallery)
+        assert gallery.remove(["00005", "00006"]) == 2
+        new = vectors(2, seed=5)
+        gallery.add(["00007", "new"], new, ["changed", None])
+        stats = gallery.stats()
+        assert (stats["rows"], stats["delta"], stats["tombstones"]) == (599, 2, 3)
+        everything = ids(gallery.search(rows[5:6], 10_000)[0])
+        assert len(everything) == len(set(everything)) == 599
+        assert not {"00005", "00006"} & set(everything)
+        assert_each_finds_itself(gallery, new, ["00007", "new"])
+        assert gallery.search(rows[7:8], 1)[0][0].score < 0.99
+
+
+def test_an_accelerated_gallery_opens_from_its_snapshot_and_catches_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with large(tmp_path) as gallery:
+        fill(gallery, 600)
+        settle(gallery)
+        fill(gallery, 20, first=600)
+    monkeypatch.setattr("index.gallery.build", None)  # whoever builds now fails
+    with large(tmp_path) as gallery:
+        stats = gallery.stats()
+        assert (stats["rows"], stats["delta"], stats["factory"]) == (620, 20, "HNSW16,SQ8")
+        assert_each_finds_itself(gallery, vectors(20, seed=1600), [f"{600 + number:05d}" for number in range(20)])
+
+
+def test_a_snapshot_that_cannot_be_trusted_is_built_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with large(tmp_path) as gallery:
+        rows = fill(gallery, 600)
+        settle(gallery)
+    file = tmp_path / snapshot.FILE_NAME
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    with large(tmp_path) as gallery:
+        assert "do not fit its checksum" in caplog.text
+        assert_each_finds_itself(gallery, rows, [f"{number:05d}" for number in range(600)])
+        assert settle(gallery).stats()["factory"] == "HNSW16,SQ8"
+    assert verify(tmp_path, DIGEST, DIMENSION) == []
+
+
+def test_many_new_rows_join_the_base_without_a_build_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.gallery.DELTA_LEAST", 50)
+    with large(tmp_path) as gallery:
+        rows = fill(gallery, 600)
+        settle(gallery)
+        monkeypatch.setattr("index.gallery.build", None)
+        gallery.remove(["00003"])
+        others = vectors(400, seed=77)
+        inside = ((others >= rows.min(axis=0)) & (others <= rows.max(axis=0))).all(axis=1)
+        more = others[inside][:60]  # what the codes can tell
+        gallery.add([f"{600 + number:05d}" for number in range(60)], more, [None] * 60)
+        stats = settle(gallery).stats()
+        assert (stats["rows"], stats["delta"], stats["tombstones"]) == (659, 0, 1)
+        assert_each_finds_itself(gallery, more, [f"{600 + number:05d}" for number in range(60)])
+    with large(tmp_path) as gallery:
+        assert gallery.stats()["delta"] == 0
+        assert "00003" not in ids(gallery.search(more[:1], 1000)[0])
+
+
+def test_new_rows_that_the_codes_cannot_tell_lead_to_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("index.gallery.DELTA_LEAST", 50)
+    with large(tmp_path) as gallery:
+        fill(gallery, 600)
+        settle(gallery)
+        monkeypatch.setattr("index.gallery.extend", None)
+        far = np.eye(DIMENSION, dtype=np.float32)
+        gallery.add([f"far {axis}" for axis in range(DIMENSION)], far, [None] * DIMENSION)
+        gallery.add([f"low {axis}" for axis in range(DIMENSION)], -far, [None] * DIMENSION)
+        assert settle(gallery).stats()["delta"] == 0
+        assert_each_finds_itself(gallery, far, [f"far {axis}" for axis in range(DIMENSION)])
+
+
+def test_many_removed_rows_are_forgotten_by_a_build(tmp_path: Path) -> None:
+    with large(tmp_path) as gallery:
+        fill(gallery, 800)
+        settle(gallery)
+        gallery.remove([f"{number:05d}" for number in range(200)])
+        stats = settle(gallery).stats()
+        assert (stats["rows"], stats["tombstones"]) == (600, 0)
+
+
+def test_a_second_gallery_on_the_folder_takes_the_snapshot_that_the_first_one_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.gallery.PATIENCE_S", 0.02)
+    with large(tmp_path) as first, large(tmp_path) as second:
+        rows = fill(first, 600)
+        # Whoever comes second finds the lock taken or the snapshot there; both end with the same.
+        for gallery in (first, second):
+            assert settle(gallery).stats()["factory"] == "HNSW16,SQ8"
+            assert_each_finds_itself(gallery, rows, [f"{number:05d}" for number in range(600)])
+
+
+def test_filters_agree_with_brute_force_on_an_accelerated_gallery(tmp_path: Path) -> None:
+    with large(tmp_path) as gallery:
+        rows = fill(gallery, 1000)
+        settle(gallery)
+        gallery.remove(["00010"])
+        gallery.add(["00020"], rows[20:21], ["0"], [{"n": 5000}])
+        for where, matching in (
+            ({"label": "3"}, {n for n in range(1000) if n % 10 == 3}),
+            ({"n": {"lt": 25}}, set(range(25)) - {10, 20}),
+            ({"n": {"gte": 100}}, set(range(100, 1000)) | {20}),
+            ({"n": 10}, set()),
+            ({"label": ["0", "1"], "n": {"gt": 995}}, {20}),
+        ):
+            (found,) = gallery.search(rows[50:51], 2000, Filter.parse(where))
+            assert {int(name) for name in ids(found)} == matching and len(found) == len(matching)
+            best = sorted(matching, key=lambda n: -float(rows[n] @ rows[50]))[:3]
+            (found,) = gallery.search(rows[50:51], 3, Filter.parse(where))
+            expected = [float(rows[n] @ rows[50]) for n in best]
+            assert [neighbor.score for neighbor in found] == pytest.approx(expected, abs=0.02)
+
+
+def test_rebuild_can_be_asked_for(tmp_path: Path) -> None:
+    with large(tmp_path, factory="IVF8,RaBitQfs4") as gallery:
+        rows = fill(gallery, 600)
+        gallery.rebuild()
+        assert gallery.stats()["factory"] == "IVF8,RaBitQfs4"
+        found = gallery.search(rows, 1)
+        assert [neighbors[0].score for neighbors in found] == pytest.approx([1.0] * 600, abs=1e-6)  # compared exactly
+
+
+def test_an_unknown_factory_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(RowRefused, match=r"'PQ8' is none of Flat, SQ8, HNSW32,SQ8"):
+        large(tmp_path, factory="PQ8")
+
+
+def test_one_row_is_got_by_its_id_and_by_the_digest_of_its_image(gallery: Gallery) -> None:
+    gallery.add(["a", "b"], vectors(2), ["cat", None], [{"n": 1}, {}], [b"x" * 16, None])
+    first, none, second = gallery.get(["a", "c", "b"])
+    assert none is None and first is not None and second is not None
+    assert (first.id, first.label, first.metadata, first.content) == ("a", "cat", {"n": 1}, b"x" * 16)
+    np.testing.assert_array_equal(second.vector, vectors(2)[1])
+    assert gallery.known_contents([b"x" * 16, b"y" * 16]) == {b"x" * 16: "a"}

@@ -1,75 +1,145 @@
-"""Writers are killed with SIGKILL at any moment; what they had acknowledged must be there."""
+"""Writers are killed with SIGKILL at any moment; what they had acknowledged must be there, and be found."""
 
+import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
+import pytest
 
-from index.gallery import Gallery
-from index.store import Store
-from tests.gallery_writer import DIGEST, DIMENSION, Change, changes
+from index.snapshot import FILE_NAME as SNAPSHOT
+from tests.gallery_writer import SMALL, Change, Writer, changes, open_small
+from tests.truth import State, after, assert_serves, assert_sound, on_disk
 
-REPOSITORY = Path(__file__).parents[1]
-ROUNDS = 10
-
-State = dict[str, tuple[str | None, bytes]]  # id -> label, vector
+DEADLINE_S = 60
 
 
-def after(state: State, change: Change) -> State:
-    """What a gallery of ids, labels and vectors holds after one more change."""
-    if change.vectors is None:
-        return {name: row for name, row in state.items() if name not in change.ids}
-    rows = zip(change.ids, change.vectors, strict=True)
-    return state | {name: (change.label, vector.tobytes()) for name, vector in rows}
+@pytest.fixture(autouse=True)
+def builds_happen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SMALL.items():
+        monkeypatch.setattr(name, value)
 
 
-def on_disk(folder: Path) -> State:
-    store = Store.open(folder, DIGEST, DIMENSION)
-    rows = {row.id: (row.label, row.vector) for row in store.rows_since(0)}
-    store.close()
-    return {name: (label, vector.tobytes()) for name, (label, vector) in rows.items() if vector is not None}
+def settled(state: State, seed: int, acknowledged: int, found: State, prefix: str = "") -> State:
+    """`state` after what was acknowledged; the change that was under way may be there as well, if so then whole."""
+    series = changes(seed, prefix)
+    for change in islice(series, acknowledged):
+        state = after(state, change)
+    under_way: Change = next(series)
+    assert found == state or found == after(state, under_way)
+    return found
 
 
-def test_kill_9_during_writes_loses_nothing_acknowledged_and_leaves_nothing_half_done(tmp_path: Path) -> None:
-    seed = 7
-    moments = random.Random(seed)
-    series = changes(seed)
+def wait_for_a_part(folder: Path) -> None:
+    """Until a snapshot is being written."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not parts(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def parts(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".part")]
+
+
+def kill_again_and_again(folder: Path, rounds: int) -> None:
+    moments = random.Random(7)
     state: State = {}
-    done = 0
-    for _ in range(ROUNDS):
-        command = [sys.executable, "-m", "tests.gallery_writer", str(tmp_path), str(seed), str(done)]
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as writer:
-            acknowledged = [writer.stdout.readline()]
-            time.sleep(moments.uniform(0, 0.15))
-            writer.send_signal(signal.SIGKILL)
-            acknowledged += writer.stdout.readlines()
-        assert writer.returncode == -signal.SIGKILL
-        count = len([line for line in acknowledged if line.endswith("\n")])
-        for change in islice(series, count):
-            state = after(state, change)
-        done += count
-        found = on_disk(tmp_path)
-        if found != state:  # the change that was under way may have reached the disk, if so then whole
-            state = after(state, next(series))
-            done += 1
-        assert found == state
-    assert done > 2 * ROUNDS and len(state) > 100
+    acknowledged = halves = 0
+    snapshots = set()
+    for seed in range(rounds):
+        with Writer(folder, seed, "--small") as writer:
+            match seed % 5:
+                case 1:
+                    wait_for_a_part(folder)
+                case 3:  # while it opens the gallery
+                    time.sleep(moments.uniform(0.2, 0.6))
+                case _:
+                    writer.wait_for_a_write()
+                    time.sleep(moments.uniform(0, 0.4))
+            count = writer.kill()
+        halves += bool(parts(folder))
+        assert_sound(folder)
+        state = settled(state, seed, count, on_disk(folder))
+        with open_small(folder) as gallery:
+            assert_serves(gallery, state, seed)
+        if (folder / SNAPSHOT).exists():
+            snapshots.add((folder / SNAPSHOT).stat().st_ino)
+        acknowledged += count
+    # Else the rounds would prove little.
+    assert acknowledged > 5 * rounds and halves and len(snapshots) > 1 and len(state) > 400
+    with open_small(folder) as gallery:
+        gallery.rebuild()
+        assert_serves(gallery, state)
+    assert parts(folder) == []
 
 
-def test_what_survived_a_crash_is_what_a_search_finds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.gallery_writer", str(tmp_path), "3", "0"]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as writer:
-        for _ in range(30):
-            writer.stdout.readline()
-        writer.kill()
-    rows = on_disk(tmp_path)
-    with Gallery.open(tmp_path, DIGEST, DIMENSION) as gallery:
-        assert gallery.count == len(rows)
-        vectors = np.stack([np.frombuffer(vector, np.float32) for _, vector in rows.values()])
-        found = [(hits[0].id, hits[0].label) for hits in gallery.search(vectors, 1)]
-    assert found == [(name, label) for name, (label, _) in rows.items()]
+def test_kill_9_amid_writes_snapshots_and_rebuilds_loses_nothing_acknowledged_and_leaves_nothing_half_done(
+    tmp_path: Path,
+) -> None:
+    kill_again_and_again(tmp_path, 10)
+
+
+@pytest.mark.long
+def test_kill_9_two_hundred_times(tmp_path: Path) -> None:
+    kill_again_and_again(tmp_path, 200)
+
+
+def kill_one_beside_another(folder: Path, rounds: int) -> None:
+    """Two write at once, each its own ids; now the one is killed, now the other."""
+    moments = random.Random(8)
+    states: list[State] = [{}, {}]
+    prefixes = ("a", "b")
+    writers = [Writer(folder, place, "--small", "--prefix", prefix) for place, prefix in enumerate(prefixes)]
+    seeds = [0, 1]
+    try:
+        for seed in range(2, 2 + rounds):
+            place = seed % 2
+            for writer in writers:
+                writer.wait_for_a_write()
+            time.sleep(moments.uniform(0, 0.3))
+            count = writers[place].kill()
+            found = {name: row for name, row in on_disk(folder).items() if name.startswith(prefixes[place])}
+            states[place] = settled(states[place], seeds[place], count, found, prefixes[place])
+            assert_sound(folder)
+            writers[place].__exit__()
+            writers[place] = Writer(folder, seed, "--small", "--prefix", prefixes[place])
+            seeds[place] = seed
+        counts = [writer.kill() for writer in writers]
+    finally:
+        for writer in writers:
+            writer.__exit__()
+    everything = on_disk(folder)
+    for place, prefix in enumerate(prefixes):
+        found = {name: row for name, row in everything.items() if name.startswith(prefix)}
+        states[place] = settled(states[place], seeds[place], counts[place], found, prefix)
+    assert_sound(folder)
+    with open_small(folder) as gallery:
+        assert_serves(gallery, states[0] | states[1])
+
+
+def test_a_writer_that_is_killed_costs_the_other_one_nothing(tmp_path: Path) -> None:
+    kill_one_beside_another(tmp_path, 4)
+
+
+@pytest.mark.long
+def test_two_writers_killed_by_turns_sixty_times(tmp_path: Path) -> None:
+    kill_one_beside_another(tmp_path, 60)
+
+
+def test_a_gallery_whose_making_was_killed_can_be_made(tmp_path: Path) -> None:
+    moments = random.Random(9)
+    for seed in range(4):
+        folder = tmp_path / f"{seed}" / "gallery"
+        with Writer(folder, seed) as writer:
+            deadline = time.monotonic() + DEADLINE_S
+            while not folder.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.0005)
+            time.sleep(moments.uniform(0, 0.03))
+            count = writer.kill()
+        state = settled({}, seed, count, on_disk(folder))
+        assert_sound(folder)
+        with open_small(folder) as gallery:
+            assert_serves(gallery, state)

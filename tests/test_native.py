@@ -15,6 +15,7 @@ import pytest
 
 from encoder.manifest import Manifest
 from encoder.session import Encoder
+from handlers.native import Settings
 from index.gallery import Gallery
 from tests.pictures import encode, scene
 from tests.server import ROOT, running_server, start
@@ -64,6 +65,39 @@ def test_another_process_adds_a_row_and_the_next_search_finds_it(seeded_store: P
             gallery.add(["new"], vector_of(encoder, JPEG)[None], ["dog"])
         found = httpx.post(server.url + PATH, params={"k": 1}, content=JPEG).json()["neighbors"]
         assert found[0]["id"] == "new" and found[0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_an_index_that_is_named_keeps_what_was_put_even_where_the_server_is_killed(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    encoder = Encoder.load(seeded_store)
+    arguments = ["--index", "here/rows", "--factory", "HNSW32,SQ8", "--ram", "500MB"]
+    with running_server(seeded_store, tmp_path, arguments) as server:
+        assert httpx.get(server.url + "/index").json()["rows"] == 0  # only the default one is seeded
+        assert httpx.put(server.url + "/index/a", params={"label": "cat"}, content=JPEG).status_code == 200
+        lines = b'{"id": "b", "vector": [%s]}\n' % b",".join([b"1"] * encoder.manifest.dimension)
+        kind = {"content-type": "application/x-ndjson"}
+        assert httpx.post(server.url + "/index/bulk", content=lines, headers=kind).json()["status"] == 200
+        server.process.kill()
+        server.process.wait()
+    manifest = encoder.manifest
+    with Gallery.open(tmp_path / "here/rows", manifest.model_digest, manifest.dimension) as gallery:
+        assert [record.label for record in gallery.get(["a", "b"]) if record is not None] == ["cat", None]
+
+
+def test_images_of_a_source_have_thumbnails_where_they_are_asked_for(seeded_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(JPEG)
+    with running_server(seeded_store, tmp_path, ["--images", "photos", "--thumbnails"]) as server:
+        assert httpx.get(server.url + "/thumbnails/a.jpg").headers["content-type"] == "image/webp"
+
+
+def test_a_cluster_keeps_its_thumbnails_on_this_machine() -> None:
+    here, there = Settings(index="var/rows"), Settings(index="milvus://host:19530")
+    assert here.where == here.thumbnails_folder == Path("var/rows")
+    assert there.where == "milvus://host:19530"
+    assert there.thumbnails_folder.parent == Path("var/thumbnails")
+    assert there.thumbnails_folder != Settings(index="milvus://other:19530").thumbnails_folder
 
 
 def spoil_artifact(model_store: Path) -> None:
@@ -135,6 +169,8 @@ def assert_start_fails(model_store: Path, folder: Path, arguments: list[str], wo
         (["--port", "99999"], "65535"),
         (["--threads", "0"], "1 to 1024"),
         (["--queue", "many"], "whole number"),
+        (["--ram", "lots"], "2GB"),
+        (["--index", "a", "--gallery", "b"], "not allowed with"),
     ],
 )
 def test_a_knob_out_of_range_is_refused_with_its_limit(arguments: list[str], word: str) -> None:
