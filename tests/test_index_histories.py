@@ -1,5 +1,6 @@
-"""Any history of operations on a gallery ends where the same history on a dictionary ends (hypothesis makes them up)."""
+"""Any history of operations on a gallery, as hypothesis makes them up, ends where it ends on an index in memory."""
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,6 +55,7 @@ class Histories(RuleBasedStateMachine):
         self.patched = pytest.MonkeyPatch()
         for name, value in TINY.items():
             self.patched.setattr(name, value)
+        self.patched.setattr(logging.getLogger("akin"), "disabled", True)
         self.folder = Path(tempfile.mkdtemp())
         self.model = BruteIndex(DIGEST, DIMENSION)
         self.galleries: list[Gallery] = []
@@ -166,8 +168,12 @@ class Histories(RuleBasedStateMachine):
                 self.galleries[0].rebuild()
                 for gallery in self.galleries:
                     self.search_all(gallery)
+                faults = verify(self.folder, DIGEST, DIMENSION)
+                # A small gallery needs no snapshot, so that a damaged one is not replaced.
+                small = self.galleries[0].stats()["factory"] == "Flat"
+                assert [fault for fault in faults if not (small and SNAPSHOT in fault)] == []
+                for gallery in self.galleries:
                     gallery.close()
-                assert verify(self.folder, DIGEST, DIMENSION) == []
                 with self._opened() as gallery:
                     self.search_all(gallery)
         finally:
@@ -183,7 +189,7 @@ class Histories(RuleBasedStateMachine):
 
 class TestHistories(Histories.TestCase):
     settings = settings(
-        max_examples=25,
+        max_examples=80,
         stateful_step_count=30,
         deadline=None,
         derandomize=True,

@@ -40,8 +40,8 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def may_only_read(folder: Path) -> Iterator[None]:
-    """Within it this process, its threads included, may not write in the folder. Modes mean nothing to root, so for the
-    time being it is somebody else."""
+    """Within it this process, its threads included, may not write in the folder. Modes mean nothing to root, so it is
+    somebody else for as long."""
     modes = {path: path.stat().st_mode for path in (folder, *folder.iterdir())}
     for path, mode in modes.items():
         path.chmod(mode & 0o555)
@@ -78,7 +78,9 @@ def a_change() -> Change:
 
 def assert_writes_are_refused(gallery: Gallery) -> None:
     for write in (lambda: apply(gallery, a_change()), lambda: gallery.remove(["0001"])):
-        with pytest.raises(GalleryReadOnly, match="give this user the right to write, or name another folder") as refused:
+        with pytest.raises(
+            GalleryReadOnly, match="give this user the right to write, or name another folder"
+        ) as refused:
             write()
         assert refused.value.status == 403
 

@@ -12,7 +12,9 @@ from index.vectors import unit_rows
 from index.verify import verify
 from tests.gallery_writer import DIGEST, DIMENSION, Change, content_of, metadata_of
 
-CODE_ERROR = 0.03  # by which a score may differ where a vector is searched by its 8-bit code; more in one of a hundred
+CODE_ERROR = (
+    0.03  # by which a score may differ where a vector is searched by its 8-bit code; more in one of a hundred
+)
 
 DEADLINE_S = 60
 
@@ -46,7 +48,6 @@ def on_disk(folder: Path) -> State:
 
 def settle(gallery: Gallery) -> None:
     """Wait until nothing is built beside any more."""
-    gallery.count  # noqa: B018: it looks at the file, which may start something
     deadline = time.monotonic() + DEADLINE_S
     while gallery.stats()["rebuilding"]:
         assert time.monotonic() < deadline
@@ -58,8 +59,8 @@ def assert_sound(folder: Path) -> None:
 
 
 def assert_serves(gallery: Gallery, state: State, seed: int = 0) -> None:
-    """Every row and no other is found, with its own label and metadata and its true score, however many are asked for;
-    among few, the most similar ones."""
+    """Every row and no other is found, with its own label, metadata and score, where as many are asked for; where few
+    are, the most similar ones."""
     assert gallery.count == len(state)
     random = np.random.default_rng(seed)
     names = sorted(state)

@@ -1,0 +1,148 @@
+"""The index on Milvus: what every index does, on Milvus Lite and on a real server, and what only a server can do."""
+
+import socket
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from index.errors import GalleryAway, RowRefused
+from index.export import export_index
+from index.face import Index
+from index.gallery import Gallery
+from index.milvus import MilvusGallery
+from tests.index_behaviour import DIGEST, DIMENSION, IndexBehaviour, Reopen, fill, ids, rows
+from tests.milvus_server import MilvusProcess, milvus_server
+
+DEADLINE_S = 2.0
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusProcess]:
+    """One for all tests: each has a collection of its own."""
+    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as process:
+        yield process
+
+
+def digest_for(name: str) -> str:
+    return sha256(name.encode()).hexdigest()
+
+
+def emptied(gallery: MilvusGallery) -> MilvusGallery:
+    gallery.remove([record.id for batch in gallery.records() for record in batch])
+    return gallery
+
+
+class TestLite(IndexBehaviour):
+    refuses_other_models = False
+
+    @pytest.fixture
+    def address(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        return f"milvus://{tmp_path_factory.getbasetemp() / 'lite' / 'vectors.db'}"
+
+    @pytest.fixture
+    def index(self, address: str) -> Iterator[Index]:
+        gallery = emptied(MilvusGallery.open(address, DIGEST, DIMENSION))
+        yield gallery
+        gallery.close()
+
+    @pytest.fixture
+    def reopen(self, address: str) -> Reopen:
+        return lambda digest: MilvusGallery.open(address, digest, DIMENSION)
+
+
+class TestServer(IndexBehaviour):
+    refuses_other_models = False
+
+    @pytest.fixture
+    def index(self, server: MilvusProcess) -> Iterator[Index]:
+        gallery = emptied(MilvusGallery.open(server.address, DIGEST, DIMENSION))
+        yield gallery
+        gallery.close()
+
+    @pytest.fixture
+    def reopen(self, server: MilvusProcess) -> Reopen:
+        return lambda digest: MilvusGallery.open(server.address, digest, DIMENSION)
+
+
+def test_a_server_that_is_not_there_is_away_within_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(GalleryAway, match=f"127.0.0.1:{port}"):
+        MilvusGallery.open(f"milvus://127.0.0.1:{port}", DIGEST, DIMENSION, timeout_s=DEADLINE_S)
+    assert time.monotonic() - started < 3 * DEADLINE_S
+
+
+def test_a_server_that_stops_answering_is_away_and_comes_back_by_itself(server: MilvusProcess) -> None:
+    gallery = MilvusGallery.open(server.address, digest_for("freeze"), DIMENSION, timeout_s=DEADLINE_S)
+    vectors = fill(gallery, 5)
+    server.freeze()
+    try:
+        for call in (lambda: gallery.search(vectors[:1], 1), lambda: gallery.add(["x"], rows(1), [None])):
+            started = time.monotonic()
+            with pytest.raises(GalleryAway, match="send again"):
+                call()
+            assert time.monotonic() - started < 3 * DEADLINE_S
+    finally:
+        server.thaw()
+    assert found_again(gallery, vectors[0:1]) == ["000"]
+    gallery.close()
+
+
+def found_again(gallery: MilvusGallery, query: object, within_s: float = 60.0) -> list[str]:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return ids(gallery.search(query, 1)[0])  # type: ignore[arg-type]
+        except GalleryAway:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.mark.long
+def test_a_server_that_was_killed_and_started_again_has_every_acknowledged_row(tmp_path: Path) -> None:
+    with milvus_server(tmp_path / "data") as process:
+        gallery = MilvusGallery.open(process.address, DIGEST, DIMENSION, timeout_s=DEADLINE_S)
+        vectors = fill(gallery, 100)
+        process.kill()
+        with pytest.raises(GalleryAway):
+            gallery.search(vectors[:1], 1)
+    with milvus_server(tmp_path / "data"):
+        assert found_again(gallery, vectors[7:8], within_s=120) == ["007"]
+        assert gallery.count == 100
+        gallery.close()
+
+
+def test_an_embedded_index_moves_to_a_server_and_goes_on_where_it_was_stopped(
+    server: MilvusProcess, tmp_path: Path
+) -> None:
+    digest = digest_for("move")
+    with Gallery.open(tmp_path, digest, DIMENSION) as source:
+        vectors = fill(source, 120)
+        target = MilvusGallery.open(server.address, digest, DIMENSION)
+        target.add(["000", "other"], rows(2), ["cat", None], [{"n": 1}, {}])
+        summary = export_index(source, target, batch=50)
+        assert (summary.copied, summary.already_there) == (120, 0)
+        again = export_index(source, target, batch=50)
+        assert (again.copied, again.already_there) == (0, 120)
+        assert target.count == 121 and target.remove(["other"]) == 1
+        for one, other in zip(source.search(vectors[:20], 5), target.search(vectors[:20], 5), strict=True):
+            assert ids(one) == ids(other) and one[0].metadata == other[0].metadata
+        target.close()
+
+
+def test_weaker_consistency_is_asked_for_in_the_address(server: MilvusProcess) -> None:
+    gallery = MilvusGallery.open(f"{server.address}?consistency=session", digest_for("session"), DIMENSION)
+    vectors = fill(gallery, 5)
+    assert ids(gallery.search(vectors[2:3], 1)[0]) == ["002"]
+    gallery.close()
+
+
+@pytest.mark.parametrize("address", ["milvus://", "milvus://host:1?consistency=none"])
+def test_an_address_that_is_none_is_refused_with_those_that_are(address: str) -> None:
+    with pytest.raises(RowRefused, match="milvus://host:19530"):
+        MilvusGallery.open(address, DIGEST, DIMENSION)
