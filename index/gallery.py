@@ -170,7 +170,11 @@ class Gallery:
                 if self._closing.is_set():
                     raise GalleryError(f"{self._folder} was closed before its acceleration was built") from None
                 base = None  # all rows went meanwhile
-            self._swap(base) if base is None else self._take(base)
+            if base is not None:
+                self._take(base)
+            else:
+                self._swap(None)
+                snapshot.remove(self._folder)
 
     def close(self) -> None:
         """Close the files. What was acknowledged is on disk already."""

@@ -17,6 +17,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs
 
 import numpy as np
+from grpc import RpcError
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
@@ -320,8 +321,9 @@ def _named_errors(address: str, timeout_s: float) -> Iterator[None]:
                 f"Milvus at {address} did not answer within {timeout_s:g} s ({reason}); send again in a while"
             ) from error
         raise GalleryError(f"Milvus at {address} failed: {reason}") from error
-    except (OSError, ValueError) as error:
-        raise GalleryAway(f"Milvus at {address} cannot be reached ({error}); is it running?") from error
+    except (OSError, RpcError) as error:
+        reason = error.code().name if isinstance(error, RpcError) else str(error)
+        raise GalleryAway(f"Milvus at {address} cannot be reached ({reason}); send again in a while") from error
 
 
 def _expression(where: Filter) -> str:

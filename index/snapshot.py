@@ -148,6 +148,12 @@ def fault(folder: Path, owner: Owner, last_seq: Callable[[], int]) -> str | None
         return str(error)
 
 
+def remove(folder: Path) -> None:
+    """Delete the snapshot, where there is one and it can be."""
+    with suppress(OSError):
+        (folder / FILE_NAME).unlink()
+
+
 def remove_parts(folder: Path) -> None:
     """Delete what killed writers left. Only for the one that holds the lock on building."""
     for part in folder.glob(FILE_NAME + ".*.part"):

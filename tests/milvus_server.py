@@ -75,9 +75,11 @@ def _text(stream: IO[str] | None) -> IO[str]:
 
 
 def main() -> None:
-    from milvus import MilvusServer
+    from milvus import MilvusServer, MilvusServerConfig
 
     logging.disable(logging.CRITICAL)
+    # Its own check takes a port on which a killed server had connections for one that is in use.
+    MilvusServerConfig.try_bind_port = _bound
     folder = Path(sys.argv[1])
     server = MilvusServer()
     ports = _ports(folder, [name for name in server.config.configurable_items if name.endswith("_port")])
@@ -88,6 +90,13 @@ def main() -> None:
     server.start()
     print(server.listen_port, server.server_proc.pid, flush=True)
     sys.stdin.read()
+
+
+def _bound(self: object, port: int) -> socket.socket | None:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
 
 
 def _ports(folder: Path, names: list[str]) -> dict[str, int]:
