@@ -18,6 +18,10 @@ FRONT ?=
 SLO_MS ?=
 USERS ?=
 SECONDS ?=
+INDEX ?=
+RAM ?=
+TOKEN_FILE ?=
+THUMBNAILS ?=
 ARGS ?=
 PYTHON ?=
 GPU ?= $(if $(wildcard .venv/installed-serve-gpu),1,0)
@@ -34,7 +38,7 @@ option = $(if $($(1)),--$(2) "$($(1))")
 sources = $(if $(DATA),--data $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full serve index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes load-test test test-long lint clean distclean
+.PHONY: help setup setup-full setup-milvus serve index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes bench-index load-test test test-long lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,13 +46,18 @@ help: ## list the targets
 setup: $(serving) ## what serving needs, into .venv (GPU=1 for CUDA)
 setup-full: $(full) ## what training, export and tests need, into .venv-full (6 GB)
 
+setup-milvus: $(serving) ## what INDEX=milvus://host:19530 needs on top, into .venv
+	@.venv/bin/python -m pip install --quiet -r requirements/milvus.txt || \
+		uv pip install --quiet --python .venv/bin/python -r requirements/milvus.txt
+
 $(serving): requirements/$(serving_lock).txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv $<
 $(full): requirements/full.txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv-full $<
 
-serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1
-	@exec .venv/bin/akin serve --port $(PORT) $(if $(images),--images "$(images)") $(ARGS)
+serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1 INDEX=milvus://host:19530 RAM=2GB THUMBNAILS=1 TOKEN_FILE=file
+	@exec .venv/bin/akin serve --port $(PORT) $(if $(images),--images "$(images)") $(call option,INDEX,index) \
+		$(call option,RAM,ram) $(call option,TOKEN_FILE,token-file) $(if $(filter 1,$(THUMBNAILS)),--thumbnails) $(ARGS)
 
 index: $(serving) ## add a folder's new images to the gallery, also while it is served: IMAGES=folder
 	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)
@@ -85,6 +94,9 @@ bench-training: $(full) ## measure a training step against the bare network: PRE
 
 bench-sizes: $(full) ## accuracy against int8 latency, by image size: DATA=folder with STL-10
 	@exec .venv-full/bin/python -m load_tests.bench_sizes $(call option,DATA,data) $(ARGS)
+
+bench-index: $(full) ## the index at a million rows beside FAISS, usearch and hnswlib: DATA=folder
+	@exec .venv-full/bin/python -m load_tests.bench_index $(call option,DATA,data) $(ARGS)
 
 bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)

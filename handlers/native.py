@@ -9,7 +9,6 @@ Reads model_store/ (never writes there) and the live gallery in var/, which it s
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import sys
@@ -36,7 +35,8 @@ from images.sources import SourceError, open_source
 from index.build import add_images
 from index.errors import GalleryError, RowRefused
 from index.face import Index
-from index.open import MILVUS, open_index, parse_bytes
+from index.gallery import cores
+from index.open import DEFAULT_GALLERY, MILVUS, open_index, parse_bytes
 from index.seed import seed_gallery
 from index.thumbnails import Thumbnails
 
@@ -44,14 +44,8 @@ log = logging.getLogger("akin")
 
 # What a user can put right; anything else is our mistake and gets its traceback.
 STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, SourceError, GalleryError, TokenError, OSError)
-DEFAULT_GALLERY = Path("var/gallery")
 WRITER_THREADS = 4  # rows are committed one transaction at a time; these wait for their turn and for the disk
 DRAIN_SECONDS = 10  # how long Ctrl-C waits for requests under way
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from index import verbs
 from index.errors import RowRefused
 from index.filters import HOW_TO, Filter
-from index.open import parse_bytes
+from index.open import DEFAULT_GALLERY, parse_bytes
 
 MIN_SCORE = 0.97  # of near-duplicates
 
@@ -91,7 +91,7 @@ def _common() -> argparse.ArgumentParser:
     common.add_argument("--model-store", type=Path, default=Path("model_store"), help="where the model lies")
     common.add_argument("--name", default="encoder", help="its manifest is NAME.json there")
     where = common.add_mutually_exclusive_group()
-    where.add_argument("--gallery", dest="where", metavar="FOLDER", help=f"(default: {verbs.DEFAULT_GALLERY})")
+    where.add_argument("--gallery", dest="where", metavar="FOLDER", help=f"(default: {DEFAULT_GALLERY})")
     where.add_argument("--index", dest="where", metavar="WHERE", help="a folder, or milvus://HOST:PORT")
     common.add_argument("--ram", type=_bytes, help="what searching may take, such as 2GB; of a folder")
     common.add_argument("--factory", help="how FAISS shall search, such as HNSW32,SQ8; of a folder")

@@ -16,7 +16,8 @@ from index.store import Row, Store
 ADD_ROWS = 2048  # rows added to FAISS at a time; a closing gallery waits for as many
 CODE_ERROR = 0.02  # distance of a row from its code, by which a score may be wrong
 BADLY_CODED_MOST = 1e-3  # of the rows that join a base; with more, it is built anew
-TRAINING_ROWS = 65_536  # drawn at random; k-means takes 256 a cell at most
+TRAINING_ROWS = 65_536  # drawn at random
+ROWS_A_CELL = 39  # that k-means asks for
 
 
 class Stopped(Exception):
@@ -117,7 +118,8 @@ def _train(index: faiss.Index, store: Store) -> None:
     """On rows drawn at random over the whole gallery: neighbours in it often come from one album."""
     if index.is_trained:
         return
-    drawn = np.random.default_rng(0).permutation(store.live_keys())[:TRAINING_ROWS]
+    enough = max(TRAINING_ROWS, ROWS_A_CELL * getattr(index, "nlist", 0))
+    drawn = np.random.default_rng(0).permutation(store.live_keys())[:enough]
     rows = store.by_key(np.sort(drawn).tolist())
     sample = [row.vector for row in rows.values() if row.vector is not None]
     if not sample:

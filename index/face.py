@@ -95,6 +95,7 @@ class Index(Protocol):
     ) -> list[list[Neighbor]]:
         """The most similar rows for each query, best first, equal scores ordered by id.
 
+        An accelerated search may overlook a row, and does not look for others that score as much as its last one.
         vectors: (Q, dimension); scaled to unit length. Each list has min(k, rows that match `where`) neighbours, less
         those whose score is below `min_score`.
         """

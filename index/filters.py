@@ -8,7 +8,6 @@
 numbers, a string strings, true only true. A row without the field does not match.
 """
 
-import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions that must all hold. Hashable, so that what it matches can be remembered."""
+    """Conditions that must all hold."""
 
     conditions: tuple[OneOf | Within, ...]
 
@@ -135,8 +134,8 @@ def _check_scalar(name: str, value: object) -> None:
             raise RowRefused(f"filter field {name!r} is {_shown(value)}, which is not valid Unicode") from error
         if "\0" in value:
             raise RowRefused(f"filter field {name!r} holds a NUL character")
-    elif not math.isfinite(value) or abs(value) >= 2**63:
-        raise RowRefused(f"filter field {name!r} is {value}; numbers must be finite and fit 64 bits")
+    elif not abs(value) < 2**63:  # NaN is not either
+        raise RowRefused(f"filter field {name!r} is no number that is finite and fits 64 bits")
 
 
 def _shown(value: object) -> str:

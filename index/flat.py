@@ -31,7 +31,8 @@ class Entry(NamedTuple):
 def neighbor(score: float, entry: Entry) -> Neighbor:
     """A row as the result of a search."""
     name, label, metadata = entry
-    return Neighbor(name, score, label or None, orjson.loads(metadata) if metadata else {})
+    # Rounding, of floats or of codes, may lift a row and itself a little above 1.
+    return Neighbor(name, min(score, 1.0), label or None, orjson.loads(metadata) if metadata else {})
 
 
 def best_first(neighbors: list[Neighbor]) -> list[Neighbor]:

@@ -28,7 +28,7 @@ BUILD_LOCK = "build.lock"
 DELTA_LEAST = 5_000  # rows searched exactly beside the base, before they join it ...
 DELTA_SHARE = 0.02  # ... or this part of the base, if that is more
 MASKED_MOST = 0.2  # of the base, before it is built anew
-REMEMBERED_FILTERS = 64
+REMEMBERED_KEYS = 4_000_000  # of all filters together, 8 bytes each
 ATTEMPTS = 3
 PATIENCE_S = 1.0  # between looks at what another process builds
 
@@ -55,7 +55,7 @@ class Gallery:
         self._overlay = Overlay(store.dimension)
         self._view = self._overlay.view()
         self._data_version: tuple[int, int] | None = None
-        self._matching: dict[Filter, Matching] = {}
+        self._matching: dict[str, Matching] = {}  # by the filter in words: Python takes True for 1
         self._maintenance: threading.Thread | None = None
         self._closing = threading.Event()
         self._snapshot_version: tuple[int, int] | None = None
@@ -222,14 +222,14 @@ class Gallery:
         """The rows now, and the keys of those that match, both of the same moment."""
         for _ in range(ATTEMPTS):
             view = self._current()
-            matching = self._matching.get(where)
+            matching = self._matching.get(repr(where))
             if matching is None or matching.seq != view.last_seq:
                 matching = self._store.keys_matching(where)
             if matching.seq != view.last_seq:
                 view = self._current()
             if matching.seq == view.last_seq:
-                if len(self._matching) < REMEMBERED_FILTERS:
-                    self._matching[where] = matching
+                if sum(len(one.keys) for one in list(self._matching.values())) < REMEMBERED_KEYS:
+                    self._matching[repr(where)] = matching
                 return view, matching.keys
         # Others write faster than we look: hold the file still.
         with self._refreshing, self._store.consistent():

@@ -14,6 +14,7 @@ from index.vectors import unit_rows
 MAX_ID_BYTES = 1024
 MAX_LABEL_BYTES = 1024
 MAX_METADATA_BYTES = 65_535
+MAX_DIGEST_BYTES = 32
 
 
 class Incoming(NamedTuple):
@@ -50,6 +51,9 @@ def checked(
         check_text("id", row, name, MAX_ID_BYTES)
         if label is not None:
             check_text("label", row, label, MAX_LABEL_BYTES)
+    for row, digest in enumerate(digests):
+        if digest is not None and not (isinstance(digest, bytes) and 0 < len(digest) <= MAX_DIGEST_BYTES):
+            raise RowRefused(f"content of row {row} must be a digest of 1 to {MAX_DIGEST_BYTES} bytes; leave it out")
     rows = Incoming(
         list(ids),
         unit_rows(vectors, dimension, names=ids),

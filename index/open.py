@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from index.errors import RowRefused
+from index.errors import GalleryError, RowRefused
 from index.face import Index
 from index.gallery import Gallery
 
+DEFAULT_GALLERY = Path("var/gallery")
 MILVUS = "milvus://"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -25,8 +26,10 @@ def open_index(
     """
     if not str(where).startswith(MILVUS):
         return Gallery.open(Path(where), model_digest, dimension, ram=ram, factory=factory)
-    from index.milvus import MilvusGallery  # pymilvus is in no environment that does not ask for it
-
+    try:
+        from index.milvus import MilvusGallery
+    except ModuleNotFoundError as error:
+        raise GalleryError(f"{where} needs {error.name}, which is not installed: run make setup-milvus") from error
     return MilvusGallery.open(str(where), model_digest, dimension)
 
 

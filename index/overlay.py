@@ -118,8 +118,7 @@ class Overlay:
 def _neighbors(base: Base, scores: np.ndarray, positions: np.ndarray) -> list[Neighbor]:
     if len(positions) and positions[-1] < 0:
         scores, positions = scores[positions >= 0], positions[positions >= 0]
-    # By its 8-bit code a row may come out a little above 1.
-    return list(map(neighbor, np.minimum(scores, 1.0).tolist(), base.documents.at(positions)))
+    return list(map(neighbor, scores.tolist(), base.documents.at(positions)))
 
 
 def _exact_scores(

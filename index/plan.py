@@ -13,7 +13,11 @@ QUICK = "SQ8"  # exact but for 8-bit codes: built in seconds, while the real one
 FLAT_BELOW = 50_000  # rows: 50,000 × 512 are searched exactly in about 2 ms on one thread
 GRAPH = "HNSW32,SQ8"
 GRAPH_BYTES = 300  # a row beside its code: 64 links of the lowest layer, those above, key, seq, id
-KNOWN = re.compile(r"Flat|SQ8|HNSW\d+,(SQ8|SQfp16|Flat)|IVF\d+,(Flat|SQ8|RaBitQ(fs)?\d?)")
+# Beyond these bounds FAISS ends the process, or finds nothing.
+KNOWN = re.compile(r"Flat|SQ8|HNSW(?P<links>\d+),(SQ8|SQfp16|Flat)|IVF(?P<cells>\d+),(Flat|RaBitQ(fs)?[1-9]?)")
+LINKS = range(4, 129)
+CELLS = range(1, 65_537)
+EF_CONSTRUCTION = 40  # candidates for the links of a new row of HNSW
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class Plan:
     flat_below: int = FLAT_BELOW
 
     def __post_init__(self) -> None:
-        if self.factory is not None and not KNOWN.fullmatch(self.factory):
+        if self.factory is not None and not _known(self.factory):
             raise RowRefused(
                 f"factory {self.factory!r} is none of Flat, SQ8, HNSW32,SQ8, HNSW32,SQfp16, HNSW32,Flat, "
-                "IVF4096,Flat, IVF4096,SQ8 and IVF4096,RaBitQfs4 (the numbers may be others)"
+                f"IVF4096,Flat and IVF4096,RaBitQfs4 (HNSW with {LINKS[0]} to {LINKS[-1]} links, IVF with at most "
+                f"{CELLS[-1]} cells)"
             )
 
     def choose(self, rows: int, dimension: int) -> str:
@@ -37,9 +42,14 @@ class Plan:
             return FLAT
         if self.factory is not None:
             return self.factory
-        if rows * (dimension + GRAPH_BYTES) <= (self.ram or _half_of_memory()):
+        if rows * (dimension + GRAPH_BYTES) <= (_half_of_memory() if self.ram is None else self.ram):
             return GRAPH
         return f"IVF{cells_for(rows)},RaBitQfs4"
+
+
+def _known(factory: str) -> bool:
+    found = KNOWN.fullmatch(factory)
+    return found is not None and int(found["links"] or LINKS[0]) in LINKS and int(found["cells"] or CELLS[0]) in CELLS
 
 
 def _cells_of(factory: str | None) -> int:
@@ -62,9 +72,6 @@ def empty_index(factory: str, dimension: int) -> faiss.Index:
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = EF_CONSTRUCTION
     return index
-
-
-EF_CONSTRUCTION = 40
 
 
 def reranked(factory: str) -> bool:

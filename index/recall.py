@@ -57,4 +57,4 @@ def _kth_scores(store: Store, queries: np.ndarray, k: int) -> list[float]:
         if live:
             best = np.concatenate([best, queries @ np.stack(live).T], axis=1)
             best = -np.partition(-best, min(k, best.shape[1]) - 1, axis=1)[:, :k]
-    return best.min(axis=1).tolist()
+    return best.min(axis=1).tolist() if best.shape[1] else [2.0] * len(queries)

@@ -12,7 +12,7 @@ from index.sqlite import WAY_OUT
 
 FORMAT = "2"
 # Up to so many rows, opening reads every page to find rows that a damaged one would silently drop. Beyond,
-# `akin index verify` does. The checksums of rows are compared whenever one is read.
+# `akin index verify` does. The checksum of a row is compared whenever it is read as a whole.
 CHECKED_AT_OPEN = 50_000
 
 CREATE = (
@@ -48,8 +48,11 @@ def create_or_migrate(connection: sqlite3.Connection, file: Path, model_digest: 
     """Make the tables in a new file, or bring those of format 1 up to date; within a transaction."""
     tables = _tables(connection)
     if not tables:
+        if (file.parent / "snapshot.akin").exists():
+            raise GalleryCorrupt(f"{file} is empty, and a snapshot of what it held lies beside it; {WAY_OUT}")
         _create(connection, model_digest, str(dimension))
-    elif {"meta", "rows"} <= tables and _meta(connection).get("format") == "1":
+    elif {"meta", "rows"} <= tables and (meta := _meta(connection)).get("format") == "1":
+        _check_model(meta, file, model_digest, dimension)
         _migrate(connection, file)
 
 
@@ -65,6 +68,11 @@ def check(
     (last_key,) = connection.execute("SELECT ifnull(max(key), 0) FROM rows").fetchone()
     if check_pages and last_key <= CHECKED_AT_OPEN:
         check_integrity(connection, file)
+    _check_model(meta, file, model_digest, dimension)
+    return Meta(model_digest, dimension, meta.get("identity", ""))
+
+
+def _check_model(meta: dict[str, str], file: Path, model_digest: str, dimension: int) -> None:
     stored_digest = meta.get("model_digest", "unknown")
     if stored_digest != model_digest:
         raise WrongModel(
@@ -75,7 +83,6 @@ def check(
     stored_dimension = meta.get("dimension", "unknown")
     if stored_dimension != str(dimension):
         raise WrongModel(f"{file} has vectors of dimension {stored_dimension}, this encoder gives {dimension}")
-    return Meta(stored_digest, dimension, meta.get("identity", ""))
 
 
 def check_integrity(connection: sqlite3.Connection, file: Path) -> None:

@@ -1,5 +1,6 @@
 """A filter in SQL, over the columns of `rows`."""
 
+import json
 from typing import Any
 
 from index.filters import BOUNDS, LABEL, Filter, OneOf, Scalar, Within
@@ -52,8 +53,8 @@ def _within(condition: Within) -> tuple[str, list[Any]]:
 
 
 def _path(field: str) -> str:
-    """Quotes are not in it: `Filter.parse` refuses them."""
-    return f'$."{field}"'
+    """With the escapes that metadata is stored with: SQLite before 3.45 compares them as they stand."""
+    return f"$.{json.dumps(field)}"
 
 
 def _marks(values: list[Any]) -> str:

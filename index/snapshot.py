@@ -31,6 +31,8 @@ FORMAT = 1
 CHUNK = 1 << 22
 LENGTH = struct.Struct("<I")
 DIGEST_BYTES = 32
+# What reading bytes that are no snapshot may end in; FAISS tells by a RuntimeError.
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 log = logging.getLogger("akin")
 
@@ -110,7 +112,7 @@ def read(folder: Path, owner: Owner, last_seq: Callable[[], int]) -> Base | None
                 return _load(stream, header)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         fault = str(error)
     log.warning("%s is not used and will be built anew: %s", file, fault)
     return None
@@ -124,7 +126,7 @@ def describe(folder: Path) -> dict[str, Any] | None:
             return {key: header[key] for key in ("last_seq", "written", "factory", "rows")} | {
                 "bytes": os.fstat(stream.fileno()).st_size
             }
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
 
 
@@ -144,7 +146,7 @@ def fault(folder: Path, owner: Owner, last_seq: Callable[[], int]) -> str | None
             return _examine(stream, owner, last_seq)[0]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         return str(error)
 
 
@@ -186,9 +188,13 @@ def _header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     """The JSON object at the end, and where it begins."""
     size = stream.seek(0, os.SEEK_END)
     end = size - DIGEST_BYTES - LENGTH.size
-    stream.seek(max(end, 0))
+    if end < 0:
+        raise ValueError(f"it has {size} bytes only")
+    stream.seek(end)
     (length,) = LENGTH.unpack(stream.read(LENGTH.size))
-    stream.seek(max(end - length, 0))
+    if length > end:
+        raise ValueError("its header is longer than it is")
+    stream.seek(end - length)
     return json.loads(stream.read(length)), end - length
 
 

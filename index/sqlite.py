@@ -315,6 +315,8 @@ def named_errors(file: Path, busy_timeout_s: float) -> Iterator[None]:
     """Say what an error of SQLite means for this gallery."""
     try:
         yield
+    except UnicodeDecodeError as error:  # of a message that quotes what is damaged
+        raise GalleryCorrupt(f"{file} is damaged ({error.reason}); {WAY_OUT}") from error
     except sqlite3.DatabaseError as error:
         match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the low byte is the primary code
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:

@@ -23,14 +23,12 @@ from index.duplicates import near_duplicates
 from index.errors import GalleryError, NotThere, RowRefused
 from index.face import Index, Neighbor, Stats
 from index.gallery import Gallery
-from index.open import MILVUS, open_index
+from index.open import DEFAULT_GALLERY, MILVUS, open_index
 from index.seed import seed_gallery
 from index.store import FILE_NAME, Store
 from index.thumbnails import Thumbnails
 from index.verify import verify as faults_of
 from index.votes import vote
-
-DEFAULT_GALLERY = Path("var/gallery")
 
 
 def add(chosen: Namespace) -> int:

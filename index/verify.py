@@ -20,7 +20,7 @@ def verify(folder: Path, model_digest: str, dimension: int) -> list[str]:
         raise GalleryError(f"no gallery in {folder}; name a folder that has one")
     store = Store.open(folder, model_digest, dimension, check_pages=False)
     try:
-        faults = [*_pages(store), *(f"{store.file}: {fault}" for fault in store.faults())]
+        faults = [*_pages(store), *_rows(store)]
         file, owner = folder / snapshot.FILE_NAME, snapshot.Owner(store.identity, model_digest, dimension)
         if reason := snapshot.fault(folder, owner, store.last_seq):
             faults.append(f"{file}: {reason}; it is not used, and built anew when the gallery is next opened")
@@ -37,6 +37,15 @@ def _pages(store: Store) -> list[str]:
     except GalleryCorrupt as error:
         return [str(error)]
     return []
+
+
+def _rows(store: Store) -> list[str]:
+    found: list[str] = []
+    try:
+        found += (f"{store.file}: {fault}" for fault in store.faults())
+    except GalleryCorrupt as error:  # SQLite cannot read on
+        found.append(str(error))
+    return found
 
 
 def _differences(store: Store, base: Base) -> list[str]:

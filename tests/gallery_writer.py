@@ -35,7 +35,7 @@ FLAT_BELOW = 200
 SMALL = {
     "index.gallery.DELTA_LEAST": 50,
     "index.builder.BADLY_CODED_MOST": 0.05,
-    "os.cpu_count": lambda: 1,
+    "index.gallery.cores": lambda: 1,
 }
 
 

@@ -26,7 +26,7 @@ TINY = {
     "index.gallery.DELTA_LEAST": 10,
     "index.builder.BADLY_CODED_MOST": 0.05,
     "index.flat.MAX_DEAD": 5,
-    "os.cpu_count": lambda: 1,
+    "index.gallery.cores": lambda: 1,
 }
 
 NAMES = st.integers(0, 89).map("{:02d}".format)
