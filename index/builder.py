@@ -98,6 +98,8 @@ def fits(view: View) -> bool:
     if not isinstance(codes, faiss.IndexScalarQuantizer):
         return True  # RaBitQ has no ranges, and its candidates are compared exactly
     rows = view.delta.vectors[view.delta.live()]
+    if not len(rows):
+        return True
     decoded = codes.sa_decode(codes.sa_encode(rows))
     return bool((np.linalg.norm(rows - decoded, axis=1) > CODE_ERROR).mean() <= BADLY_CODED_MOST)
 

@@ -49,7 +49,10 @@ def create_or_migrate(connection: sqlite3.Connection, file: Path, model_digest: 
     tables = _tables(connection)
     if not tables:
         if (file.parent / "snapshot.akin").exists():
-            raise GalleryCorrupt(f"{file} is empty, and a snapshot of what it held lies beside it; {WAY_OUT}")
+            raise GalleryCorrupt(
+                f"{file} is empty, and a snapshot of what it held lies beside it; restore it from a copy, "
+                "or delete both to start an empty gallery"
+            )
         _create(connection, model_digest, str(dimension))
     elif {"meta", "rows"} <= tables and (meta := _meta(connection)).get("format") == "1":
         _check_model(meta, file, model_digest, dimension)

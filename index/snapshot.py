@@ -205,7 +205,8 @@ def _load(stream: IO[bytes], header: dict[str, Any]) -> Base:
     rows = header["rows"]
     keys, seqs, bounds = (np.frombuffer(stream.read(8 * count), "<i8") for count in (rows, rows, rows + 1))
     documents = Documents(stream.read(header["text_bytes"]), bounds)
-    if not index.ntotal == len(keys) == len(seqs) == len(documents) == rows:
+    whole = bounds[0] == 0 and bounds[-1] == len(documents.text)
+    if not (index.ntotal == len(keys) == len(seqs) == len(documents) == rows and whole):
         raise ValueError(f"it says {rows} rows and holds {index.ntotal}")
     return Base(index, header["factory"], keys, seqs, documents, header["last_seq"])
 

@@ -71,6 +71,8 @@ def metadata_of(number: int) -> dict[str, Any]:
         "text": f"x{number:03d}",
         "mixed": [number, str(number), number % 2 == 1][number % 3],
         "quote": 'a"b\\c' if number % 4 == 0 else "plain",
+        "größe": ("klein", "groß", "日本")[number % 3],
+        "odd": [None, ["x"], {"x": 1}, "x"][number % 4],
     }
 
 
@@ -96,6 +98,8 @@ FILTERS: list[tuple[dict[str, Any], Callable[[int], bool]]] = [
     ({"mixed": {"lt": 9}}, lambda n: n % 3 == 0 and n < 9),
     ({"missing": 1}, lambda n: False),
     ({"quote": 'a"b\\c'}, lambda n: n % 4 == 0),
+    ({"größe": ["groß", "日本"]}, lambda n: n % 3 > 0 and n % 10 != 9),
+    ({"odd": "x"}, lambda n: n % 4 == 3 and n % 10 != 9),
     (
         {"label": "dog", "n": {"gt": 50}, "flag": [True]},
         lambda n: n % 3 == 1 and n > 50 and n % 2 == 0 and n % 10 != 9,
@@ -113,7 +117,19 @@ class IndexBehaviour:
         assert index.count == 0 and index.stats()["rows"] == 0
         assert index.search(rows(2), 5) == [[], []]
         assert index.get(["a"]) == [None] and list(index.records()) == []
+        assert index.search(rows(1), 5, Filter.parse({"label": "cat"}), 0.5) == [[]]
         assert index.remove(["a"]) == 0
+
+    def test_a_call_about_no_rows_does_nothing(self, index: Index) -> None:
+        fill(index, 3)
+        index.add([], rows(0), [])
+        assert (index.get([]), index.remove([]), index.known_contents([]), index.count) == ([], 0, {}, 3)
+
+    def test_rows_are_counted_as_they_come_and_go(self, index: Index) -> None:
+        fill(index, 20)
+        index.add(["003", "new"], rows(2, seed=9), [None, None])
+        index.remove(["004", "005"])
+        assert index.count == index.stats()["rows"] == sum(map(len, index.records())) == 19
 
     @pytest.mark.parametrize("seed", [0, 1])
     def test_a_search_agrees_with_brute_force(self, index: Index, seed: int) -> None:
@@ -153,6 +169,19 @@ class IndexBehaviour:
         (nearest,) = index.search(vectors[:1], 3, Filter.parse(where))
         best = sorted((float(vectors[number] @ vectors[0]) for number in expected), reverse=True)[:3]
         assert [one.score for one in nearest] == pytest.approx(best, abs=self.score_tolerance)
+
+    def test_filters_that_python_takes_for_equal_are_told_apart(self, index: Index) -> None:
+        vectors = fill(index)
+        for where, count in (({"flag": True}, 60), ({"flag": 1}, 0), ({"n": 1}, 1), ({"n": True}, 0), ({"n": 1.0}, 1)):
+            assert len(index.search(vectors[:1], 500, Filter.parse(where))[0]) == count, where
+
+    def test_a_filter_asked_again_sees_what_was_written_since(self, index: Index) -> None:
+        vectors = fill(index, 30)
+        where = Filter.parse({"label": "dog", "n": {"lt": 10}})
+        assert set(ids(index.search(vectors[:1], 30, where)[0])) == {"001", "004", "007"}
+        index.remove(["001"])
+        index.add(["004", "new"], rows(2, seed=9), ["cat", "dog"], [{"n": 4}, {"n": 9.5}])
+        assert set(ids(index.search(vectors[:1], 30, where)[0])) == {"007", "new"}
 
     def test_what_is_too_far_away_is_left_out(self, index: Index) -> None:
         vectors = fill(index)
@@ -226,6 +255,12 @@ class IndexBehaviour:
             assert ids(index.search(vectors[:1], 100, Filter.parse({"label": name}))[0]) == [name]
         assert index.remove(HOSTILE) == len(HOSTILE) and index.count == 0
 
+    @pytest.mark.parametrize("name", ["x" * 1024, "ü" * 512], ids=["ascii", "umlauts"])
+    def test_an_id_and_a_label_may_have_1024_bytes(self, index: Index, name: str) -> None:
+        index.add([name], rows(1), [name])
+        (best,) = index.search(rows(1), 1, Filter.parse({"label": name}))[0]
+        assert (best.id, best.label) == (name, name) and index.remove([name]) == 1
+
     def test_metadata_comes_back_as_it_went(self, index: Index) -> None:
         index.add(
             [str(number) for number in range(len(DOCUMENTS))],
@@ -244,6 +279,14 @@ class IndexBehaviour:
         assert row is not None and np.linalg.norm(row.vector) == pytest.approx(1, abs=1e-6)
         assert index.search(0.01 * rows(1), 1)[0][0].score == pytest.approx(1, abs=self.score_tolerance)
 
+    @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32])
+    def test_vectors_may_be_of_any_real_type(self, index: Index, dtype: type) -> None:
+        given = (100 * rows(1)).astype(dtype)
+        index.add(["a"], given, [None])
+        (row,) = index.get(["a"])
+        assert row is not None and row.vector.dtype == np.float32
+        np.testing.assert_allclose(row.vector, unit_rows(given, DIMENSION)[0], atol=1e-6)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -258,6 +301,10 @@ class IndexBehaviour:
             ({"labels": ["x", ""]}, "label ''"),
             ({"metadata": [{}, {"score": float("nan")}]}, "metadata of row 1"),
             ({"metadata": [{}, {"text": "x" * 70_000}]}, "the limit is 65535"),
+            ({"metadata": [{}, {"what": object()}]}, "metadata of row 1"),
+            ({"ids": ["new", "\ud800"]}, "not valid Unicode"),
+            ({"contents": [None, b""]}, "content of row 1"),
+            ({"contents": [None, "text"]}, "content of row 1"),
         ],
     )
     def test_one_bad_row_is_refused_and_nothing_is_changed(

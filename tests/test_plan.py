@@ -9,24 +9,15 @@ from index.plan import EF_CONSTRUCTION, FLAT, FLAT_BELOW, GRAPH, QUICK, Plan, ce
 from tests.acceleration import random_rows
 
 GOOD = [
-    *(
-        "Flat",
-        "SQ8",
-        "HNSW4,SQ8",
-        "HNSW32,SQ8",
-        "HNSW32,SQfp16",
-        "HNSW64,Flat",
-        "IVF1,Flat",
-        "IVF16,Flat",
-        "IVF16,SQ8",
-    ),
-    *("IVF16,RaBitQ", "IVF16,RaBitQ4", "IVF16,RaBitQfs", "IVF16,RaBitQfs4"),
+    *("Flat", "SQ8", "HNSW4,SQ8", "HNSW32,SQ8", "HNSW32,SQfp16", "HNSW128,Flat", "IVF1,Flat", "IVF16,Flat"),
+    *("IVF16,RaBitQ", "IVF16,RaBitQ4", "IVF16,RaBitQfs", "IVF16,RaBitQfs4", "IVF16,RaBitQfs9"),
 ]
 BAD = [
     *("", "flat", "PQ16", "HNSW32", "HNSW,SQ8", "HNSW32,PQ8", "HNSW32,SQ4", "IVF16", "IVF16,PQ8", "OPQ16,IVF16,Flat"),
     *("Flat,Flat", " Flat", "Flat\n", "SQ8;", "HNSW-1,SQ8", "IVF16,RaBitQ10", "IDMap,Flat", "L2norm,Flat"),
-    # FAISS's names, with numbers that it dies of, or finds nothing with
-    *("HNSW0,SQ8", "HNSW1,SQ8", "IVF0,Flat", "IVF16,RaBitQ0", "IVF16,RaBitQfs0"),
+    # FAISS's names, with numbers that it dies of, or finds nothing with; and codes that cannot tell rows added later
+    *("HNSW0,SQ8", "HNSW1,SQ8", "HNSW3,SQ8", "HNSW999,SQ8", "IVF0,Flat", "IVF65537,Flat", "IVF16,RaBitQ0"),
+    *("IVF16,RaBitQfs0", "IVF16,SQ8"),
 ]
 
 
@@ -38,7 +29,7 @@ BAD = [
         (FLAT_BELOW - 1, FLAT),
         (FLAT_BELOW, GRAPH),
         (10**6, GRAPH),
-        (5 * 10**6, "IVF4096,RaBitQfs4"),
+        (5 * 10**6, "IVF8192,RaBitQfs4"),
     ],
 )
 def test_small_ones_are_searched_exactly_larger_ones_by_a_graph_and_what_does_not_fit_by_cells(
@@ -91,13 +82,13 @@ def test_every_factory_that_is_accepted_can_be_built_and_finds_a_row_by_itself(f
     index.add(vectors)
     assert index.metric_type == faiss.METRIC_INNER_PRODUCT
     scores, positions = index.search(vectors[:50], 1)
-    assert np.mean(positions[:, 0] == np.arange(50)) >= (0.8 if "RaBitQ" in factory else 1.0)
-    assert scores == pytest.approx(1.0, abs=0.2 if "RaBitQ" in factory else 0.02)
+    assert np.mean(positions[:, 0] == np.arange(50)) >= (0.8 if "RaBitQ" in factory else 0.95)
+    assert np.median(scores) == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize("factory", BAD)
 def test_another_factory_is_refused_with_those_there_are(factory: str) -> None:
-    with pytest.raises(RowRefused, match="is none of Flat, SQ8, HNSW32,SQ8.*RaBitQfs4"):
+    with pytest.raises(RowRefused, match=r"is none of Flat, SQ8, HNSW32,SQ8.*RaBitQfs4"):
         Plan(factory)
 
 
