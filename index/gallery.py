@@ -28,7 +28,8 @@ BUILD_LOCK = "build.lock"
 DELTA_LEAST = 5_000  # rows searched exactly beside the base, before they join it ...
 DELTA_SHARE = 0.02  # ... or this part of the base, if that is more
 MASKED_MOST = 0.2  # of the base, before it is built anew
-REMEMBERED_KEYS = 4_000_000  # of all filters together, 8 bytes each
+REMEMBERED_FILTERS = 64
+REMEMBERED_KEYS = 4_000_000  # of all of them together, 8 bytes each
 ATTEMPTS = 3
 PATIENCE_S = 1.0  # between looks at what another process builds
 
@@ -228,7 +229,8 @@ class Gallery:
             if matching.seq != view.last_seq:
                 view = self._current()
             if matching.seq == view.last_seq:
-                if sum(len(one.keys) for one in list(self._matching.values())) < REMEMBERED_KEYS:
+                remembered = list(self._matching.values())
+                if len(remembered) < REMEMBERED_FILTERS and sum(len(one.keys) for one in remembered) < REMEMBERED_KEYS:
                     self._matching[repr(where)] = matching
                 return view, matching.keys
         # Others write faster than we look: hold the file still.

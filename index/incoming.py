@@ -1,6 +1,7 @@
 """The one rule for rows that enter an index, whichever holds it: checked and in stored form, or all refused."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ MAX_ID_BYTES = 1024
 MAX_LABEL_BYTES = 1024
 MAX_METADATA_BYTES = 65_535
 MAX_DIGEST_BYTES = 32
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON escapes it, not behind a backslash of its own
 
 
 class Incoming(NamedTuple):
@@ -97,6 +99,8 @@ def _to_json(row: int, metadata: Mapping[str, Any]) -> str | None:
         document = json.dumps(fields, allow_nan=False) if fields else None
     except (TypeError, ValueError, RecursionError) as error:
         raise RowRefused(f"metadata of row {row} is no JSON object ({error}); nothing was changed") from error
+    if document is not None and NUL.search(document):  # SQLite's JSON would end there
+        raise RowRefused(f"metadata of row {row} holds a NUL character; replace it")
     if document is not None and len(document) > MAX_METADATA_BYTES:
         raise RowRefused(
             f"metadata of row {row} has {len(document)} bytes as JSON; the limit is {MAX_METADATA_BYTES}: shorten it"

@@ -127,6 +127,8 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> None:
         text = f"{seq}\0{name}\0{label or ''}\0{document or ''}"
         if checksum != zlib.crc32(blob or b"", zlib.crc32(text.encode(errors="replace"))):
             raise GalleryCorrupt(f"{file}: row {seq} (id {name!r}) fails its checksum; {WAY_OUT}")
+        if "\0" in name or "\0" in (label or ""):
+            raise GalleryError(f"{file}: row {seq} (id {name!r}) holds a NUL character; remove it with akin 0.2")
         row = sealed(seq, seq, name, blob, label, document, None)
         connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         if blob is not None:

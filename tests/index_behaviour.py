@@ -172,7 +172,13 @@ class IndexBehaviour:
 
     def test_filters_that_python_takes_for_equal_are_told_apart(self, index: Index) -> None:
         vectors = fill(index)
-        for where, count in (({"flag": True}, 60), ({"flag": 1}, 0), ({"n": 1}, 1), ({"n": True}, 0), ({"n": 1.0}, 1)):
+        for where, count in (
+            ({"flag": True}, 60),
+            ({"flag": 1}, 0),
+            ({"n": 1}, 1),
+            ({"n": True}, 0),
+            ({"n": 1.0}, 1),
+        ):
             assert len(index.search(vectors[:1], 500, Filter.parse(where))[0]) == count, where
 
     def test_a_filter_asked_again_sees_what_was_written_since(self, index: Index) -> None:

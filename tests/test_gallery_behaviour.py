@@ -53,9 +53,7 @@ class Accelerated(IndexBehaviour):
 
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Reopen:
-        return lambda digest: Settled.open(
-            tmp_path, digest, DIMENSION, factory=self.factory, flat_below=FLAT_BELOW
-        )
+        return lambda digest: Settled.open(tmp_path, digest, DIMENSION, factory=self.factory, flat_below=FLAT_BELOW)
 
     def test_it_is_accelerated_as_it_was_told(self, index: Index) -> None:
         vectors = fill(index)

@@ -8,15 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from index.errors import GalleryAway, RowRefused
+from index import milvus
+from index.errors import GalleryAway, GalleryError, RowRefused, WrongModel
 from index.export import export_index
 from index.face import Index
+from index.filters import Filter
 from index.gallery import Gallery
 from index.milvus import MilvusGallery
 from tests.index_behaviour import DIGEST, DIMENSION, IndexBehaviour, Reopen, fill, ids, rows
 from tests.milvus_server import MilvusProcess, milvus_server
 
 DEADLINE_S = 2.0
+# Each character that a language might take for its own, and what looks like an escape.
+LITERAL = [
+    *map(chr, range(1, 256)),
+    *"\u2028\ufeff日😀\U0010ffff",
+    "\\u0041",
+    "\\x41",
+    "\\101",
+    "\\n",
+    '\\\\"',
+    "'\"",
+    "%",
+    "{x}",
+]
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +50,10 @@ def emptied(gallery: MilvusGallery) -> MilvusGallery:
     return gallery
 
 
-class TestLite(IndexBehaviour):
-    refuses_other_models = False
+class MilvusBehaviour(IndexBehaviour):
+    """What both engines have to be talked into."""
 
-    @pytest.fixture
-    def address(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        return f"milvus://{tmp_path_factory.getbasetemp() / 'lite' / 'vectors.db'}"
+    refuses_other_models = False
 
     @pytest.fixture
     def index(self, address: str) -> Iterator[Index]:
@@ -52,19 +65,73 @@ class TestLite(IndexBehaviour):
     def reopen(self, address: str) -> Reopen:
         return lambda digest: MilvusGallery.open(address, digest, DIMENSION)
 
+    def test_every_character_is_taken_literally(self, index: Index) -> None:
+        names = list(dict.fromkeys(LITERAL))
+        index.add(names, rows(len(names)), names, [{"text": name} for name in names])
+        assert [record and record.id for record in index.get(names)] == names
+        for some in (names[:31], names[31:128], names[128:]):
+            for field in ("label", "text"):
+                (found,) = index.search(rows(1), len(names), Filter.parse({field: some}))
+                assert sorted(ids(found)) == sorted(some)
+        for name in names[::5]:
+            assert ids(index.search(rows(1), 9, Filter.parse({"text": name}))[0]) == [name]
+        assert index.remove(names) == len(names) and index.count == 0
 
-class TestServer(IndexBehaviour):
-    refuses_other_models = False
+    def test_a_set_may_be_long_and_of_several_types(self, index: Index) -> None:
+        fill(index)
+        values = [*range(500, 1200), 7, 8.0, "9", True, *(f"v{number}" for number in range(290)), 0.5, False]
+        (found,) = index.search(rows(1), 500, Filter.parse({"mixed": values}))
+        # In turn a number, a string and whether it is odd; none where the last digit is 9.
+        numbers = {number for number in range(120) if number % 10 != 9 and number % 3 == 2}
+        assert {int(one.id) for one in found} == numbers
+        (found,) = index.search(rows(1), 500, Filter.parse({"label": ["dog", *map(str, range(999))]}))
+        assert {int(one.id) for one in found} == set(range(1, 120, 3))
 
+    def test_names_and_digests_may_be_long_and_many(self, index: Index) -> None:
+        names = [f"{'ü' * 500}{number:03d}" for number in range(150)]
+        index.add(names, rows(150), [None] * 150, contents=[bytes([number]) * 32 for number in range(150)])
+        assert [record and record.id for record in index.get(names[::-1])] == names[::-1]
+        assert len(index.known_contents([bytes([number]) * 32 for number in range(200)])) == 150
+        assert index.remove(names) == 150
+
+    def test_rows_without_a_digest_are_not_known_by_none(self, index: Index) -> None:
+        index.add(["a"], rows(1), [None])
+        assert index.known_contents([b""]) == {}
+
+    def test_vectors_of_another_dimension_are_refused(self, index: Index, address: str) -> None:
+        with pytest.raises(WrongModel, match=f"dimension {DIMENSION}, .* gives {DIMENSION + 1}"):
+            MilvusGallery.open(address, DIGEST, DIMENSION + 1)
+
+    def test_more_neighbours_than_milvus_gives_are_refused_where_there_are_more(
+        self, index: Index, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(index, 12)
+        monkeypatch.setattr(milvus, "MOST_NEIGHBORS", 10)
+        with pytest.raises(RowRefused, match="at most 10"):
+            index.search(rows(1), 11)
+        assert len(index.search(rows(1), 10)[0]) == 10
+
+    def test_what_the_engine_refuses_is_not_taken_for_its_absence(self, index: Index) -> None:
+        assert isinstance(index, MilvusGallery)
+        with pytest.raises(GalleryError, match="failed") as refused:
+            index._query("nonsense ===", ["id"], 1)
+        assert refused.value.status == 500
+
+
+class TestLite(MilvusBehaviour):
     @pytest.fixture
-    def index(self, server: MilvusProcess) -> Iterator[Index]:
-        gallery = emptied(MilvusGallery.open(server.address, DIGEST, DIMENSION))
-        yield gallery
-        gallery.close()
+    def address(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        return f"milvus://{tmp_path_factory.getbasetemp() / 'lite' / 'vectors.db'}"
 
+
+class TestServer(MilvusBehaviour):
     @pytest.fixture
-    def reopen(self, server: MilvusProcess) -> Reopen:
-        return lambda digest: MilvusGallery.open(server.address, digest, DIMENSION)
+    def address(self, server: MilvusProcess) -> str:
+        return server.address
+
+    def test_a_model_whose_digest_begins_alike_is_refused(self, index: Index, reopen: Reopen) -> None:
+        with pytest.raises(WrongModel, match="collection akin_d1d1d1d1d1d1"):
+            reopen(DIGEST[:12] + "e2" * 26)
 
 
 def test_a_server_that_is_not_there_is_away_within_the_deadline() -> None:
