@@ -73,7 +73,7 @@ class MilvusBehaviour(IndexBehaviour):
             for field in ("label", "text"):
                 (found,) = index.search(rows(1), len(names), Filter.parse({field: some}))
                 assert sorted(ids(found)) == sorted(some)
-        for name in names[::5]:
+        for name in names[::20]:
             assert ids(index.search(rows(1), 9, Filter.parse({"text": name}))[0]) == [name]
         assert index.remove(names) == len(names) and index.count == 0
 
@@ -88,11 +88,11 @@ class MilvusBehaviour(IndexBehaviour):
         assert {int(one.id) for one in found} == set(range(1, 120, 3))
 
     def test_names_and_digests_may_be_long_and_many(self, index: Index) -> None:
-        names = [f"{'ü' * 500}{number:03d}" for number in range(150)]
-        index.add(names, rows(150), [None] * 150, contents=[bytes([number]) * 32 for number in range(150)])
+        names = [f"{'ü' * 500}{number:03d}" for number in range(80)]
+        index.add(names, rows(80), [None] * 80, contents=[bytes([number]) * 32 for number in range(80)])
         assert [record and record.id for record in index.get(names[::-1])] == names[::-1]
-        assert len(index.known_contents([bytes([number]) * 32 for number in range(200)])) == 150
-        assert index.remove(names) == 150
+        assert len(index.known_contents([bytes([number]) * 32 for number in range(100)])) == 80
+        assert index.remove(names) == 80
 
     def test_rows_without_a_digest_are_not_known_by_none(self, index: Index) -> None:
         index.add(["a"], rows(1), [None])

@@ -1,4 +1,4 @@
-"""The file beneath: one writer at a time among all processes, readers lent to threads, errors that say what they mean."""
+"""The file beneath: one writer at a time among all processes, readers lent to threads, errors with a way out."""
 
 import errno
 import os
@@ -283,7 +283,7 @@ def test_a_file_of_any_name_is_read(tmp_path: Path, name: str) -> None:
         assert reader.execute("SELECT count(*) FROM t").fetchone() == (0,)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.execute("INSERT INTO t VALUES (1)")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {name}
 
 
 def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(file: Path) -> None:
@@ -354,9 +354,9 @@ def test_a_message_that_quotes_damaged_text_is_damage_too_and_other_errors_are_t
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.ENOSPC, GalleryFull, "the disk is full .*; free some space"),
-        (errno.EDQUOT, GalleryFull, "the disk is full"),
-        (errno.EFBIG, GalleryFull, "the disk is full"),
+        (errno.ENOSPC, GalleryFull, "cannot be written, the disk is full .*; free some space"),
+        (errno.EDQUOT, GalleryFull, "cannot be written, the disk is full"),
+        (errno.EFBIG, GalleryFull, "cannot be written, the disk is full"),
         (errno.EACCES, GalleryReadOnly, "cannot be written .Permission denied.; give this user the right"),
         (errno.EROFS, GalleryReadOnly, "cannot be written"),
         (errno.ENOTDIR, GalleryError, "cannot hold a gallery .Not a directory.; name another folder"),
