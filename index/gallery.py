@@ -229,8 +229,8 @@ class Gallery:
             if matching.seq != view.last_seq:
                 view = self._current()
             if matching.seq == view.last_seq:
-                remembered = list(self._matching.values())
-                if len(remembered) < REMEMBERED_FILTERS and sum(len(one.keys) for one in remembered) < REMEMBERED_KEYS:
+                sizes = [len(one.keys) for one in list(self._matching.values())]
+                if len(sizes) < REMEMBERED_FILTERS and sum(sizes) < REMEMBERED_KEYS:
                     self._matching[repr(where)] = matching
                 return view, matching.keys
         # Others write faster than we look: hold the file still.

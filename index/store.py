@@ -377,7 +377,11 @@ class Store:
         removed: int,
         checksum: int,
     ) -> Row:
-        if checksum != row_checksum(key, seq, name, blob, label, document, content) or removed != (blob is None):
+        try:
+            sound = checksum == row_checksum(key, seq, name, blob, label, document, content)
+        except (AttributeError, TypeError):  # a damaged record may give columns of other types
+            sound = False
+        if not sound or removed != (blob is None):
             raise GalleryCorrupt(f"{self.file}: row {key} (id {name!r}) fails its checksum; {WAY_OUT}")
         return Row(
             key, seq, name, None if blob is None else np.frombuffer(blob, STORED_DTYPE), label, document, content
