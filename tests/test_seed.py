@@ -31,10 +31,10 @@ from pathlib import Path
 from encoder.manifest import Manifest
 from index import seed, store
 
-def fatal(seq, *row):
-    return os.kill(os.getpid(), signal.SIGKILL) if seq == 300 else checksum(seq, *row)
+def fatal(key, *row):
+    return os.kill(os.getpid(), signal.SIGKILL) if key == 300 else sealed(key, *row)
 
-checksum, store._checksum = store._checksum, fatal
+sealed, store.sealed = store.sealed, fatal
 seed.seed_gallery(Path(sys.argv[1]), Manifest.read(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
