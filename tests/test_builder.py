@@ -194,6 +194,11 @@ def test_rows_beyond_what_the_codes_can_tell_do_not_fit(truth: Truth, factory: s
     assert worst < 1e-5 if exact else worst > 0.05
 
 
+def test_no_new_rows_fit(truth: Truth) -> None:
+    view = view_of(truth, build(truth.store, "SQ8", 1))
+    assert view.delta.count == 0 and fits(view)
+
+
 def test_a_few_rows_may_be_badly_coded(truth: Truth) -> None:
     base = build(truth.store, "SQ8", 1)
     for turn in "first", "second":  # 3,000 rows

@@ -205,6 +205,23 @@ def test_what_a_filter_matched_is_not_remembered_for_another_one_that_python_tak
     assert [one.id for one in near] == ["one", "one too"]
 
 
+def test_what_filters_matched_takes_no_more_memory_than_agreed(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many other ones a client makes up while nobody writes; those that match nothing are remembered too."""
+    monkeypatch.setattr("index.gallery.REMEMBERED_FILTERS", 10)
+    monkeypatch.setattr("index.gallery.REMEMBERED_KEYS", 100)
+    gallery.add([f"{row}" for row in range(30)], np.ones((30, 2)), ["cat"] * 30)
+    for turn in range(20):
+        (near,) = gallery.search(np.ones((1, 2)), 99, Filter.parse({"label": ["cat", f"{turn}"]}))
+        assert len(near) == 30
+        assert sum(len(one.keys) for one in gallery._matching.values()) < 100 + 30
+    gallery.remove(["0"])
+    for turn in range(20):
+        assert gallery.search(np.ones((1, 2)), 99, Filter.parse({"label": f"{turn}"})) == [[]]
+    assert len(gallery._matching) == 10
+
+
 def test_no_filter_is_none_and_a_filter_is_read_as_it_is_written() -> None:
     assert Filter.parse(None) is Filter.parse({}) is None
     where = Filter.parse({"label": ("cat", "dog"), "n": {"gte": 1, "lt": 2.5}, "on": True, "s": ["a", 1]})

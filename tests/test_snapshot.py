@@ -175,6 +175,8 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a later state": (lambda header: header.update(knows=901), "it knows change 901, the truth only 900"),
     "more rows": (lambda header: header.update(rows=41), ""),
     "fewer rows": (lambda header: header.update(rows=39), ""),
+    "less text": (lambda header: header.update(text_bytes=3), ""),
+    "nothing of what it knows": (lambda header: header.pop("knows"), "'knows'"),
 }  # fmt: skip
 
 
@@ -190,6 +192,8 @@ def test_a_whole_snapshot_that_is_not_ours_is_not_used(
     (tmp_path / FILE_NAME).write_bytes(resealed(whole, change))
     assert read(tmp_path) is None
     assert f"is not used and will be built anew: {why}" in caplog.text
+    reason = snapshot.fault(tmp_path, OWNER, lambda: LAST_SEQ)  # which looks at the header and the checksum only
+    assert reason is None if why == "" else why in str(reason)
 
 
 def test_what_owner_and_last_seq_are_asked_with_decides(tmp_path: Path) -> None:

@@ -140,12 +140,12 @@ def test_threads_of_one_process_hold_it_by_turns_and_wait_no_longer_than_agreed(
             refused.append(error)
 
     with impatient.held():
-        threads = [threading.Thread(target=try_it) for _ in range(5)]
+        threads = [threading.Thread(target=try_it, daemon=True) for _ in range(5)]
         started = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(2)
         assert time.monotonic() - started < 2  # side by side, not one after the other
     assert len(refused) == 5
     impatient.close()
