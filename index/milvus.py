@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from grpc import RpcError
@@ -31,6 +31,7 @@ from index.vectors import unit_rows
 SCHEME = "milvus://"
 CONSISTENCIES = ("strong", "session", "bounded")
 MOST_NEIGHBORS = 16_384  # what Milvus answers with
+MOST_QUERIES = 1_000  # a call; Milvus takes 16,384, and each brings its neighbours' metadata
 PREPARING_S = 120.0  # that making or loading a collection may take, once
 SLICE_ROWS = 500  # a message; gRPC takes 64 MB
 SLICE_BYTES = 16 << 20
@@ -79,12 +80,13 @@ class MilvusGallery:
         """
         where, _, query = address.removeprefix(SCHEME).partition("?")
         consistency = parse_qs(query).get("consistency", ["strong"])[-1]
-        if not where or consistency not in CONSISTENCIES:
+        on_disk = where.endswith(".db")
+        if not (on_disk or _is_host(where)) or consistency not in CONSISTENCIES:
             raise RowRefused(
                 f"{address!r} is no address: write milvus://host:19530, milvus://FILE.db, and behind either "
                 f"?consistency={'|'.join(CONSISTENCIES)} if you like"
             )
-        if where.endswith(".db"):
+        if on_disk:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
             uri = where
         else:
@@ -145,9 +147,13 @@ class MilvusGallery:
 
     def known_contents(self, contents: Sequence[bytes]) -> dict[bytes, str]:
         """Of these digests those that a row has, each with the id of one such row."""
-        digits = [content.hex() for content in dict.fromkeys(contents) if content]
-        rows = self._rows_of("content", digits, ["id", "content"])
-        return {bytes.fromhex(row["content"]): row["id"] for row in rows}
+        asked = {content.hex(): content for content in contents if content}
+        known: dict[bytes, str] = {}
+        while True:
+            rows = self._rows_of("content", list(asked), ["id", "content"])
+            known |= {asked.pop(row["content"]): row["id"] for row in rows if row["content"] in asked}
+            if len(rows) < MOST_NEIGHBORS:  # else copies of some may have left no room for others
+                return known
 
     def records(self, batch: int = 1000) -> Iterator[list[Record]]:
         """Every row, by id."""
@@ -171,7 +177,8 @@ class MilvusGallery:
         expression = self._expression(where)
         return [
             [one for one in self._complete(query, k, where, found) if min_score is None or one.score >= min_score]
-            for query, found in zip(queries, self._search(queries, k + 1, expression), strict=True)
+            for some in np.split(queries, range(MOST_QUERIES, len(queries), MOST_QUERIES))
+            for query, found in zip(some, self._search(some, k + 1, expression), strict=True)
         ]
 
     def stats(self, measure_recall: bool = False) -> Stats:
@@ -343,6 +350,15 @@ def _named_errors(address: str, timeout_s: float) -> Iterator[None]:
     except (OSError, RpcError) as error:
         reason = error.code().name if isinstance(error, RpcError) else str(error)
         raise GalleryAway(f"Milvus at {address} cannot be reached ({reason}); send again in a while") from error
+
+
+def _is_host(where: str) -> bool:
+    """Whether it reads host or host:port."""
+    try:
+        parts = urlsplit(f"//{where}")
+        return bool(parts.hostname) and parts.port != 0  # a port that is none raises
+    except ValueError:
+        return False
 
 
 def _among(field: str, values: Sequence[str]) -> Iterator[str]:

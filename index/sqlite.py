@@ -198,7 +198,7 @@ def nobody_writes(lock_file: Path) -> Iterator[bool]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         free = True
-    except BlockingIOError:
+    except OSError:  # taken, or no file system that locks
         free = False
     try:
         yield free

@@ -111,6 +111,22 @@ class MilvusBehaviour(IndexBehaviour):
             index.search(rows(1), 11)
         assert len(index.search(rows(1), 10)[0]) == 10
 
+    def test_queries_go_in_as_many_calls_as_they_need(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+        vectors = fill(index, 12)
+        monkeypatch.setattr(milvus, "MOST_QUERIES", 5)
+        names = [f"{number:03d}" for number in range(12)]
+        assert [ids(found) for found in index.search(vectors, 1)] == [[name] for name in names]
+        assert [ids(found) for found in index.search(vectors[:10], 1)] == [[name] for name in names[:10]]
+
+    def test_many_copies_of_one_image_do_not_hide_another(
+        self, index: Index, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, other = b"1" * 16, b"2" * 16
+        index.add([*map(str, range(12)), "z"], rows(13), [None] * 13, contents=[*[one] * 12, other])
+        monkeypatch.setattr(milvus, "MOST_NEIGHBORS", 10)
+        known = index.known_contents([one, other, b"3" * 16])
+        assert known.keys() == {one, other} and known[other] == "z" and known[one] != "z"
+
     def test_what_the_engine_refuses_is_not_taken_for_its_absence(self, index: Index) -> None:
         assert isinstance(index, MilvusGallery)
         with pytest.raises(GalleryError, match="failed") as refused:
@@ -209,7 +225,10 @@ def test_weaker_consistency_is_asked_for_in_the_address(server: MilvusProcess) -
     gallery.close()
 
 
-@pytest.mark.parametrize("address", ["milvus://", "milvus://host:1?consistency=none"])
+@pytest.mark.parametrize(
+    "address",
+    ["milvus://", "milvus://:1", "milvus://host:port", "milvus://host:99999", "milvus://host:1?consistency=none"],
+)
 def test_an_address_that_is_none_is_refused_with_those_that_are(address: str) -> None:
     with pytest.raises(RowRefused, match="milvus://host:19530"):
         MilvusGallery.open(address, DIGEST, DIMENSION)

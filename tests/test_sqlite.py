@@ -275,6 +275,22 @@ def test_a_connection_is_durable_and_has_large_pages(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere.sqlite").exists()
 
 
+def test_the_first_connection_waits_for_others_that_make_the_file_and_no_longer_than_agreed(tmp_path: Path) -> None:
+    file = tmp_path / "gallery.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as first:
+        first.execute("CREATE TABLE t (x)")
+        first.execute("BEGIN IMMEDIATE")  # SQLite would not wait for this one
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            connect(file, 0.05)
+        end = threading.Timer(0.15, first.execute, ["COMMIT"])
+        end.start()
+        try:
+            with closing(connect(file, 20)) as second:
+                assert second.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        finally:
+            end.join()
+
+
 @pytest.mark.parametrize("name", ["a b.sqlite", "ä?#%.sqlite", "100%25.sqlite", "a&mode=rwc.sqlite"])
 def test_a_file_of_any_name_is_read(tmp_path: Path, name: str) -> None:
     with closing(connect(tmp_path / name, 1)) as writer:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from index.errors import GalleryBusy, GalleryCorrupt, GalleryError, GalleryReadOnly, RowRefused, WrongModel
 from index.filters import Filter
 from index.seal import row_checksum
+from index.sqlite import Stamp, nobody_writes
 from index.store import FILE_NAME, MAX_VARIABLES, TICK_NS, Row, Store
 from index.vectors import unit_rows
 
@@ -269,6 +271,44 @@ def test_nothing_counts_as_settled_while_a_writer_holds_the_lock(store: Store) -
     assert len(asked) == 4  # once more, and then the files are enough
     assert len(set(versions)) == 1
     other.close()
+
+
+def test_two_writes_that_the_clock_of_the_file_system_cannot_tell_apart_are_both_noticed(store: Store) -> None:
+    """Its clock stands between two ticks: a write in place, of the same size, may leave the times as they were."""
+    path, other = str(store.file), Store.open(store.file.parent, DIGEST, DIMENSION)
+    moment = time.time_ns() + 10**10  # the last tick was not long ago, however slow this machine is now
+    seen, stamps = [], []
+    for _ in range(4):
+        other._writer.execute("PRAGMA wal_checkpoint")
+        other.add(["a"], vectors(1), [None])
+        for written in (path, f"{path}-wal"):
+            os.utime(written, ns=(moment, moment))
+        stamps.append(Stamp.of(path))
+        seen.append(store.data_version())
+    assert len(set(stamps[1:])) == 1  # the first one made the log
+    assert len(set(seen)) == 4
+    other.close()
+
+
+def test_a_write_just_before_the_lock_is_asked_keeps_the_files_from_counting_as_settled(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def after_a_write(lock_file: Path) -> Iterator[bool]:
+        moment = time.time_ns() + 10**10
+        os.utime(store.file, ns=(moment, moment))
+        with nobody_writes(lock_file) as sure:
+            yield sure
+
+    store.add(["a"], vectors(1), [None])
+    time.sleep(LONG_S)
+    with monkeypatch.context() as patched:
+        patched.setattr("index.store.nobody_writes", after_a_write)
+        store.data_version()
+    asked: list[str] = []
+    store._follower.set_trace_callback(asked.append)
+    store.data_version()
+    assert len(asked) == 1
 
 
 def test_within_consistent_nothing_moves(store: Store) -> None:
@@ -560,24 +600,25 @@ def test_untouched_means_that_nothing_was_ever_written(store: Store) -> None:
     assert live(store) == {}
 
 
+TURNS = 3
+
+
 def _open_together(folder: Path, barrier: BarrierType, results: "Queue[str]") -> None:
-    barrier.wait()
-    try:
-        Store.open(folder, DIGEST, DIMENSION).close()
-        results.put("open")
-    except Exception as error:
-        results.put(repr(error))
+    for turn in range(TURNS):
+        barrier.wait()
+        try:
+            Store.open(folder / str(turn), DIGEST, DIMENSION).close()
+            results.put("open")
+        except Exception as error:
+            results.put(repr(error))
 
 
 def test_processes_that_make_one_gallery_together_all_get_it(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    for turn in range(3):
-        barrier, results = spawn.Barrier(4), spawn.Queue()
-        together = [
-            spawn.Process(target=_open_together, args=(tmp_path / str(turn), barrier, results)) for _ in range(4)
-        ]
-        for process in together:
-            process.start()
-        assert [results.get(timeout=60) for _ in together] == ["open"] * 4
-        for process in together:
-            process.join()
+    barrier, results = spawn.Barrier(4), spawn.Queue()
+    together = [spawn.Process(target=_open_together, args=(tmp_path, barrier, results)) for _ in range(4)]
+    for process in together:
+        process.start()
+    assert [results.get(timeout=60) for _ in range(TURNS * 4)] == ["open"] * TURNS * 4
+    for process in together:
+        process.join()
