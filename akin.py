@@ -132,6 +132,7 @@ VERBS = {
     "embed": Verb(embed, "answer for image files as the server would, without one"),
     "index": Verb(main_of("index.__main__"), "add, remove and search images in the gallery"),
     "serve": Verb(main_of("handlers.native"), "answer over HTTP"),
+    "deploy": Verb(main_of("handlers.deploy"), "let a running server answer with another model"),
     "torchserve": Verb(main_of("handlers.torchserve.run"), "answer over HTTP with TorchServe", FULL),
 }
 

@@ -59,12 +59,12 @@ class Artifact:
 @dataclass(frozen=True)
 class Manifest:
     """What export knew about the model. The graph takes `image` (N, size, size, 3) uint8 and gives
-    `embedding` (N, dimension) float32 of unit norm and `logits` (N, classes) float32."""
+    `embedding` (N, dimension) float32 of unit norm and, where it has a probe, `logits` (N, classes) float32."""
 
     model: str  # "simclr-resnet18"
     model_digest: str  # sha256 over source weights and PreprocessSpec: see `model_digest`
     dimension: int
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # empty: a model without a probe
     preprocess: PreprocessSpec
     artifacts: tuple[Artifact, ...]  # in order of preference
     golden: tuple[Golden, ...]
@@ -78,8 +78,8 @@ class Manifest:
         _require_digest("model_digest", self.model_digest)
         if type(self.dimension) is not int or self.dimension < 1:
             raise ManifestError(f"dimension {self.dimension!r} is not a positive whole number")
-        if not self.class_names or not self.artifacts or not self.golden:
-            raise ManifestError("class_names, artifacts and golden must each have at least one entry")
+        if not self.artifacts or not self.golden:
+            raise ManifestError("artifacts and golden must each have at least one entry")
         for number, golden in enumerate(self.golden):
             if len(golden.vector) != self.dimension:
                 raise ManifestError(

@@ -4,6 +4,7 @@ export that imports torch, and itself imported only for a manifest that asks for
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,19 @@ OUTPUTS = ("embedding", "logits")  # in the order in which the module returns th
 ENGINE = "x86"  # oneDNN where the CPU has VNNI, FBGEMM elsewhere
 
 
+class _Output(NamedTuple):
+    name: str
+
+
 class TorchSession:
     """A TorchScript module. `run` may be called from any number of threads at once."""
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self.module = module
+
+    def get_outputs(self) -> Sequence[_Output]:
+        """What `run` can be asked for."""
+        return [_Output(name) for name in OUTPUTS]
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs asked for, float32. inputs: {"image": (N, size, size, 3) uint8}."""

@@ -1,39 +1,84 @@
-"""The bounded queue between the event loop and the worker threads.
+"""The bounded queue between the event loop and the worker threads: bounded in jobs, and in time.
 
 A `SimpleQueue` there and `call_soon_threadsafe` back cost 58 µs a round trip, `run_in_executor` 77 to 94 µs
 (p50 on two busy cores under uvloop, AMD EPYC with AVX-512, November 2026).
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
+SMOOTHING = 0.1  # weight of the newest job in what its kind is expected to take
+
 
 class QueueFull(Exception):
-    """Every worker is busy and as much work waits as may wait."""
+    """Every worker is busy, and as much work waits as may wait."""
+
+    def __init__(self, waiting: int, wait_s: float) -> None:
+        super().__init__()
+        self.waiting = waiting  # jobs
+        self.wait_s = wait_s  # until what is there now will be done
+
+
+class Abandoned(Exception):
+    """The client has gone while its job waited; it was not run."""
 
 
 class _Job(NamedTuple):
     work: Callable[[], Any]
     future: "asyncio.Future[Any]"
+    gone: Callable[[], bool]
+    size: int
+    cost_s: float
+
+
+class Costs:
+    """What a job is expected to take, by the size of what was sent: a photo of 12 megapixels is ten small ones."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # moving average, by the size's power of two
+
+    def expected_s(self, size: int) -> float:
+        """Seconds; those of the nearest size that is known, and 0 before anything is."""
+        power = size.bit_length()
+        if power in self._seconds:
+            return self._seconds[power]
+        if not self._seconds:
+            return 0.0
+        return self._seconds[min(self._seconds, key=lambda known: abs(known - power))]
+
+    def learn(self, size: int, seconds: float) -> None:
+        """Remember what a job has taken."""
+        power = size.bit_length()
+        before = self._seconds.get(power, seconds)
+        self._seconds[power] = before + SMOOTHING * (seconds - before)
 
 
 class Admission:
-    """`threads` workers behind a queue of at most `capacity` waiting jobs."""
+    """`threads` workers behind a queue of at most `capacity` waiting jobs and about `max_wait_s` of waiting.
 
-    def __init__(self, threads: int, capacity: int) -> None:
+    `submit` is for the thread of the event loop alone. A job that finds a worker idle is never refused.
+    """
+
+    def __init__(self, threads: int, capacity: int, max_wait_s: float = math.inf) -> None:
         self.threads = threads
         self.capacity = capacity
+        self.max_wait_s = max_wait_s
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._costs = Costs()
+        self._under_way = 0  # jobs that wait or run
+        self._pending_s = 0.0  # what they are expected to take
+        self._began: dict[int, float] = {}  # monotonic, of each worker that is busy
         # Daemons: a second Ctrl-C must end the process even while a worker is deep in native code.
         self._workers = [
-            threading.Thread(target=self._work, name=f"worker-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self._work, args=(i,), name=f"worker-{i}", daemon=True) for i in range(threads)
         ]
         for worker in self._workers:
             worker.start()
@@ -43,13 +88,44 @@ class Admission:
         """Jobs that wait for a worker right now."""
         return self._jobs.qsize()
 
-    def submit(self, work: Callable[[], Result]) -> "asyncio.Future[Result]":
-        """Queue `work` from the event loop's thread; raise `QueueFull` rather than wait."""
-        # Only the event loop's thread puts, so nothing can slip in between this test and the put.
-        if self._jobs.qsize() >= self.capacity:
-            raise QueueFull
+    @property
+    def under_way(self) -> int:
+        """Jobs that wait or run."""
+        return self._under_way
+
+    @property
+    def wait_s(self) -> float:
+        """How long a job that enters now is expected to wait."""
+        return max(0.0, self._pending_s) / max(1, self.threads) if self._under_way >= self.threads else 0.0
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the job that has run longest has been running; 0 where none runs."""
+        began = list(self._began.values())
+        return monotonic() - min(began) if began else 0.0
+
+    def alone(self) -> bool:
+        """Whether nothing waits or runs beside the job that asks."""
+        return self._under_way <= 1
+
+    def submit(
+        self, work: Callable[[], Result], size: int = 0, gone: Callable[[], bool] = lambda: False
+    ) -> "asyncio.Future[Result]":
+        """Queue `work`; raise `QueueFull` rather than let it wait too long.
+
+        size: bytes that were sent, by which its duration is guessed. gone: asked when a worker is free for it;
+        where it says so the work is not done, and the future raises `Abandoned`.
+        """
+        if self._under_way >= self.threads and (
+            # Only the event loop's thread puts, so nothing can slip in between this test and the put.
+            self._jobs.qsize() >= self.capacity or self._pending_s > self.max_wait_s * self.threads
+        ):
+            raise QueueFull(self._jobs.qsize(), self.wait_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(work, future))
+        job = _Job(work, future, gone, size, self._costs.expected_s(size))
+        self._under_way += 1
+        self._pending_s += job.cost_s
+        self._jobs.put(job)
         return future
 
     def close(self, patience_s: float = 5.0) -> None:
@@ -60,30 +136,40 @@ class Admission:
         for worker in self._workers:
             worker.join(max(0.0, deadline - monotonic()))
 
-    def _work(self) -> None:
+    def _work(self, worker: int) -> None:
         for job in iter(self._jobs.get, None):
-            if not job.future.cancelled():
-                _run(job)
+            self._began[worker] = monotonic()
+            self._run(job)
+            del self._began[worker]
             del job  # and with it the request's body, which would stay until the next one
 
+    def _run(self, job: _Job) -> None:
+        result: object = None
+        error: BaseException | None = None
+        seconds: float | None = None
+        if job.future.cancelled() or job.gone():
+            error = Abandoned()
+        else:
+            started = perf_counter()
+            try:
+                result = job.work()
+            except BaseException as caught:  # whatever it is, someone awaits this future
+                error = caught
+            seconds = perf_counter() - started
+        with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for this job
+            job.future.get_loop().call_soon_threadsafe(self._settle, job, result, error, seconds)
+        # The error's traceback holds this frame: a cycle, and the body would wait for the garbage collector.
+        del job, error
 
-def _run(job: _Job) -> None:
-    result: object = None
-    error: BaseException | None = None
-    try:
-        result = job.work()
-    except BaseException as caught:  # whatever it is, someone awaits this future
-        error = caught
-    with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for this job
-        job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
-    # The error's traceback holds this frame: a cycle, and the request's body would wait for the garbage collector.
-    del job, error
-
-
-def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
-    if future.done():  # cancelled while the worker was busy with it
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+    def _settle(self, job: _Job, result: object, error: BaseException | None, seconds: float | None) -> None:
+        """On the event loop's thread."""
+        self._under_way -= 1
+        self._pending_s = self._pending_s - job.cost_s if self._under_way else 0.0
+        if seconds is not None:
+            self._costs.learn(job.size, seconds)
+        if job.future.done():  # cancelled while the worker was busy with it
+            return
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)

@@ -1,6 +1,7 @@
 """The ASGI application: what embeds images straight to its route, everything else through FastAPI."""
 
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,24 +10,48 @@ from starlette.exceptions import HTTPException
 
 from handlers import index_routes, openai
 from handlers.bulk import bulk
-from handlers.exchange import Front, Receive, Route, Scope, Send, exchange, internal_error
+from handlers.exchange import (
+    Front,
+    Message,
+    Receive,
+    Reply,
+    Route,
+    Scope,
+    Send,
+    about,
+    exchange,
+    internal_error,
+    plain_error,
+    request_id,
+    retry_after,
+    send_reply,
+)
 from handlers.index_routes import BULK
 from handlers.metrics import count_of
+from handlers.models import Served
 from handlers.openapi import PATHS
 from handlers.openapi_index import INDEX_PATHS
 from handlers.predictions import PREDICTIONS, PREFIX
 from handlers.service import RequestError, error_json, to_json
 
 Stream = Callable[[Front, Scope, Receive, Send], Awaitable[None]]
+MODEL_PREFIX = "/models/"
+# Answered without a token where reads are protected: whether all is well, and what shows a page without any data.
+OPEN_PATHS = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 ENDPOINTS = {
     "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
     "POST /v1/embeddings": "images to embeddings, as OpenAI's clients ask for them",
-    "GET /v1/models": "the model, as OpenAI's clients ask for it",
+    "GET /v1/models": "the models, as OpenAI's clients ask for them",
+    "POST /v2/models/NAME/infer": "the Open Inference Protocol: images as UINT8 tensors or as BYTES",
     "PUT, GET, DELETE /index/ID": "a row of the index: an image or a vector under an id",
     "POST /index/search": "neighbours of an image, a vector or a row, filtered",
     "POST /index/bulk": "a stream of rows, as NDJSON or tar",
     "GET /index": "what the index holds and how it is searched",
+    "GET /index/map": "the index in two dimensions",
     "GET /thumbnails/ID": "a small picture of a row, where they are kept",
+    "GET /models": "what is served: names, versions, sizes, classes",
+    "/models/NAME/index...": "the same for the index of another model",
+    "GET /": "a page to try all this, for a browser",
     "GET /healthz": "the process is alive",
     "GET /readyz": "the golden vectors have passed: predictions are answered",
     "GET /metrics": "latency by stage, requests, queue depth, for Prometheus",
@@ -47,77 +72,136 @@ class _Documented(FastAPI):
 
 def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """What uvicorn runs."""
-    pages = _build_pages(front)
+    documented = _build_pages(front)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        route = _route_for(scope["path"], scope["method"]) if scope["type"] == "http" else None
-        if route is None:
-            await pages(scope, receive, send)
-        elif isinstance(route, Route):
-            await exchange(front, route, scope, receive, send)
-        else:
-            await route(front, scope, receive, send)
+        if scope["type"] != "http":
+            await documented(scope, receive, send)
+            return
+        with front.under_way.one():
+            scope = _of_model(scope)
+            if front.access.protect_reads and scope["path"] not in OPEN_PATHS:
+                try:
+                    front.access.check_read(dict(scope["headers"]))
+                except RequestError as error:
+                    await send_reply(receive, send, Reply(plain_error(error), status=error.status), unread=True)
+                    return
+            route = _route_for(scope)
+            if route is None:
+                await documented(scope, receive, _with_headers(scope, send))
+            elif isinstance(route, Route):
+                await exchange(front, route, scope, receive, send)
+            else:
+                await route(front, scope, receive, send)
 
     return app
 
 
-def _route_for(path: str, method: str) -> Route | Stream | None:
+def _of_model(scope: Scope) -> Scope:
+    """/models/NAME/index... is /index... with the model's name beside it."""
+    path: str = scope["path"]
+    if not path.startswith(MODEL_PREFIX):
+        return scope
+    name, slash, rest = path.removeprefix(MODEL_PREFIX).partition("/")
+    if not slash:
+        return scope
+    raw = scope["raw_path"].removeprefix(MODEL_PREFIX.encode()).partition(b"/")[2]
+    return {**scope, "path": "/" + rest, "raw_path": b"/" + raw, "akin.model": name}
+
+
+def _route_for(scope: Scope) -> Route | Stream | None:
     """The plain route that a path has, if it has one."""
+    path, method = scope["path"], scope["method"]
     if path.startswith(PREFIX):
         return PREDICTIONS
     if path == BULK and method == "POST":
         return bulk
-    return openai.route_for(path) or index_routes.route_for(path, method)
+    return (
+        openai.route_for(path)
+        or index_routes.route_for(path, method)
+    )
+
+
+def _with_headers(scope: Scope, send: Send) -> Send:
+    """A `send` that adds the headers that every answer carries."""
+    started, id = perf_counter(), request_id(dict(scope["headers"]))
+    scope["akin.request"] = id
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *about(id, perf_counter() - started, {})]
+        await send(message)
+
+    return sending
 
 
 def _build_pages(front: Front) -> FastAPI:
-    pages = _Documented(title="akin", description="Embeddings of images, and their nearest neighbours.")
+    documented = _Documented(title="akin", description="Embeddings of images, and their nearest neighbours.")
 
-    @pages.get("/", summary="What is served here")
+    @documented.get("/", summary="What is served here")
+    @documented.get("/models", summary=ENDPOINTS["GET /models"])
     def index() -> Response:  # in a thread: counting rows may ask another machine
-        service = front.ready_service()
-        manifest, gallery = service.encoder.manifest, service.gallery
-        return _json(
-            to_json(
-                {
-                    "models": {front.name: manifest.model_id},
-                    "dimension": manifest.dimension,
-                    "class_names": manifest.class_names,
-                    "preprocess": manifest.preprocess.to_json(),
-                    "provider": service.encoder.provider,
-                    "gallery_rows": count_of(gallery) if gallery else None,
-                    "endpoints": ENDPOINTS,
-                }
-            ),
-        )
+        default = front.service().encoder
+        current = [served for served in front.models if served.current]
+        described = {
+            "models": {served.name: served.service.encoder.manifest.model_id for served in current},
+            "default": front.models.default,
+            "dimension": default.manifest.dimension,
+            "class_names": default.manifest.class_names,
+            "preprocess": default.manifest.preprocess.to_json(),
+            "provider": default.provider,
+            "gallery_rows": count_of(gallery) if (gallery := front.service().gallery) else None,
+            "served": [_described(served) for served in front.models],
+            "endpoints": ENDPOINTS,
+        }
+        return _json(to_json(described))
 
-    @pages.get("/healthz", summary=ENDPOINTS["GET /healthz"])
+    @documented.get("/healthz", summary=ENDPOINTS["GET /healthz"])
     async def healthz() -> Response:
+        if wedged := front.wedged():
+            raise RequestError(503, f"{wedged}: this process should be started anew")
         return _json(to_json({"status": "alive"}))
 
-    @pages.get("/readyz", summary=ENDPOINTS["GET /readyz"])
+    @documented.get("/readyz", summary=ENDPOINTS["GET /readyz"])
     async def readyz() -> Response:
-        return _json(to_json({"status": "ready", "model": front.ready_service().encoder.manifest.model_id}))
+        return _json(to_json({"status": "ready", "model": front.service().encoder.manifest.model_id}))
 
-    @pages.get("/metrics", summary=ENDPOINTS["GET /metrics"])
+    @documented.get("/metrics", summary=ENDPOINTS["GET /metrics"])
     def metrics() -> Response:  # likewise
-        return Response(front.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(front.prometheus(), media_type=CONTENT_TYPE_LATEST)
 
-    @pages.exception_handler(RequestError)
+    @documented.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return _error(error.status, error.reason, {"retry-after": "1"} if error.status == 503 else {})
+        headers = {name.decode(): value.decode() for name, value in retry_after(1)} if error.status == 503 else {}
+        return _error(error.status, error.reason, headers)
 
-    @pages.exception_handler(HTTPException)
+    @documented.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> Response:
         there = ", ".join(ENDPOINTS)
         reason = f"{error.detail}: {request.method} {request.url.path[:80]}; there is {there}"
         return _error(error.status_code, reason, dict(error.headers or {}))
 
-    @pages.exception_handler(Exception)
+    @documented.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return _error(500, internal_error(error), {})
+        return _error(500, internal_error(error, request.scope["akin.request"]), {})
 
-    return pages
+    return documented
+
+
+def _described(served: Served) -> dict[str, Any]:
+    manifest, encoder = served.service.encoder.manifest, served.service.encoder
+    return {
+        "name": served.name,
+        "version": served.version,
+        "current": served.current,
+        "model": manifest.model_id,
+        "dimension": manifest.dimension,
+        "size": manifest.preprocess.size,
+        "classes": len(manifest.class_names),
+        "precision": encoder.artifact.precision,
+        "provider": encoder.provider,
+        "gallery": served.service.gallery is not None,
+    }
 
 
 def _json(content: bytes) -> Response:

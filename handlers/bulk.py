@@ -19,6 +19,7 @@ from handlers.exchange import (
     ClientGone,
     Front,
     Receive,
+    Request,
     Scope,
     Send,
     drain,
@@ -26,7 +27,8 @@ from handlers.exchange import (
     media_type,
     next_chunk,
     refusal,
-    reply,
+    request_id,
+    send_reply,
 )
 from handlers.framing import Entry, Framing, Lines, StreamBroken, Tar
 from handlers.rows import Committed, Delete, Put, Refused, commit, prepare
@@ -50,17 +52,18 @@ Result = TypeVar("Result")
 
 async def bulk(front: Front, scope: Scope, receive: Receive, send: Send) -> None:
     """Take in one stream."""
+    headers = dict(scope["headers"])
+    request = Request(scope, headers, request_id(headers))
     try:
-        service, framing = _begin(front, scope)
+        service, framing = _begin(front, request)
     except Exception as error:
-        status, payload = refusal(front, error)
-        await reply(receive, send, status, payload, unread=True)
+        await send_reply(receive, send, refusal(front, request, error), unread=True)
         return
     outbox = Outbox(send)
     delivery = asyncio.create_task(outbox.deliver())
     intake = _Intake(receive, framing)
     try:
-        await _take_in(front, service, intake, outbox)
+        await _take_in(front, service, intake, outbox, request.id)
         outbox.close()
         await delivery
         if not intake.whole:
@@ -164,22 +167,21 @@ class _Intake:
             yield entry
 
 
-def _begin(front: Front, scope: Scope) -> tuple[Service, Framing]:
+def _begin(front: Front, request: Request) -> tuple[Service, Framing]:
     """What can be said before anything is read."""
-    headers = dict(scope["headers"])
-    front.access.check_write(headers)
-    kind = media_type(headers)
+    front.access.check_write(request.headers)
+    kind = media_type(request.headers)
     # Never without one: a page of any web site may send that to this machine, and would write.
     if kind not in FRAMINGS:
         raise RequestError(
             415, f"content type {kind[:40]!r} is not taken; send {' or '.join(FRAMINGS)}, not compressed"
         )
-    service = front.ready_service()
+    service = front.service(request.model)
     service.index()
     return service, FRAMINGS[kind]()
 
 
-async def _take_in(front: Front, service: Service, intake: _Intake, outbox: Outbox) -> None:
+async def _take_in(front: Front, service: Service, intake: _Intake, outbox: Outbox, request: str) -> None:
     """Commit batch after batch, until the end or what forbids to go on, which gets a line without an id."""
     try:
         async with aclosing(intake.batches()) as batches:
@@ -197,7 +199,7 @@ async def _take_in(front: Front, service: Service, intake: _Intake, outbox: Outb
     except ClientGone:
         raise
     except Exception as error:
-        outbox.put(_line(Refused(None, 500, internal_error(error))))
+        outbox.put(_line(Refused(None, 500, internal_error(error, request))))
 
 
 async def _write(front: Front, service: Service, batch: Sequence[Entry]) -> Committed:
@@ -206,7 +208,8 @@ async def _write(front: Front, service: Service, batch: Sequence[Entry]) -> Comm
 
     async def prepared(some: Sequence[Entry]) -> list[Put | Delete | Refused]:
         async with lanes:
-            return await _submit(front.admission, partial(prepare, service, some))
+            size = sum(len(entry.data) for entry in some if not isinstance(entry, Refused))
+            return await _submit(front.admission, partial(prepare, service, some), size)
 
     jobs = [prepared(batch[start : start + EMBED_ROWS]) for start in range(0, len(batch), EMBED_ROWS)]
     rows = [row for part in await asyncio.gather(*jobs) for row in part]
@@ -216,11 +219,11 @@ async def _write(front: Front, service: Service, batch: Sequence[Entry]) -> Comm
     return committed
 
 
-async def _submit(admission: Admission, work: Callable[[], Result]) -> Result:
+async def _submit(admission: Admission, work: Callable[[], Result], size: int = 0) -> Result:
     """A stream waits where a single request would be refused."""
     while True:
         try:
-            return await admission.submit(work)
+            return await admission.submit(work, size)
         except QueueFull:
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -5,21 +5,29 @@ The event loop reads the body and writes the answer; what lies between is the ro
 
 import asyncio
 import logging
+import math
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from itertools import count
+from secrets import token_hex
 from time import perf_counter
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple, TypeVar
 
-from handlers.admission import Admission, QueueFull
+from handlers.admission import Abandoned, Admission, QueueFull
 from handlers.metrics import Metrics
+from handlers.models import Models
 from handlers.service import RequestError, Service, error_json
 from handlers.tokens import Access
+from handlers.underway import UnderWay
+from handlers.wire import client_gone
 from images.decode import ImageError
 from index.errors import GalleryError
 
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
+MAX_HELD_BYTES = 1 << 30  # of bodies that are being read or wait for a worker, all together
+REQUEST_ID = re.compile(rb"[!-~]{1,64}")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +35,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = dict[bytes, bytes]
 Refusal = RequestError | ImageError
+Result = TypeVar("Result")
+HeaderList = tuple[tuple[bytes, bytes], ...]
 
 JSON = b"application/json"
 
@@ -46,27 +56,95 @@ class BodyTooLarge(RequestError):
         )
 
 
+@dataclass(slots=True)
+class Request:
+    """One request on a plain route, from its head to its answer."""
+
+    scope: Scope
+    headers: Headers
+    id: str  # the client's x-request-id, or ours
+    body: bytes = b""
+    timing_ms: dict[str, float] = field(default_factory=dict)  # by stage, for the Server-Timing header
+    gone: Callable[[], bool] = lambda: False  # whether its client has hung up
+    service: Service | None = None  # the model that worked for it
+
+    @property
+    def model(self) -> str | None:
+        """The model that the path names in /models/NAME/..., None for the default one."""
+        return self.scope.get("akin.model")
+
+
+class Reply(NamedTuple):
+    """An answer that is more than JSON with 200."""
+
+    payload: bytes
+    content_type: bytes = JSON
+    headers: HeaderList = ()
+    status: int = 200
+
+AccessLog = Callable[[Request, int, float], None]  # status, seconds
+
+
 @dataclass
 class Front:
-    """What the routes share. `service` is None until the golden vectors have passed."""
+    """What the routes share. `models` is empty until the golden vectors have passed."""
 
-    name: str
+    models: Models
     admission: Admission
     metrics: Metrics
-    service: Service | None = None
     access: Access = field(default_factory=Access)
     writers: Admission | None = None  # threads that wait for disks and locks; None: those of `admission`
+    stuck_after_s: float = 120.0  # a job that runs so long is taken for wedged
+    access_log: AccessLog | None = None  # told of every answer
+    render_metrics: Callable[[], bytes] | None = None  # for Prometheus; None: those of this process
+    under_way: UnderWay = field(default_factory=UnderWay)
+    held_bytes: int = 0  # of bodies
 
     @property
     def committing(self) -> Admission:
         """Where rows are written: apart, so that no prediction stands behind a sync of the disk."""
         return self.writers or self.admission
 
-    def ready_service(self) -> Service:
-        """The service, or a 503 for those who come too early."""
-        if self.service is None:
-            raise RequestError(503, "the encoder is still loading; /readyz tells when to send again")
-        return self.service
+    def service(self, name: str | None = None, version: str | None = None) -> Service:
+        """The service of a model; raises `RequestError` 503 for those who come too early, 404 for an unknown one."""
+        return self.models.service(name, version)
+
+    async def run(
+        self,
+        request: Request,
+        work: Callable[[], Result],
+        service: Service | None = None,
+        admission: Admission | None = None,
+    ) -> Result:
+        """Do `work` in a worker thread once its turn has come; raises `QueueFull` where that would take too long."""
+        request.service = service
+        submitted = perf_counter()
+
+        def timed() -> Result:
+            request.timing_ms["queue"] = (perf_counter() - submitted) * 1e3
+            return work()
+
+        return await (admission or self.admission).submit(timed, len(request.body), request.gone)
+
+    def prometheus(self) -> bytes:
+        """What GET /metrics answers."""
+        return (self.render_metrics or self.metrics.render)()
+
+    def close(self) -> None:
+        """End the workers, after what they do, and close what is on disk."""
+        self.under_way.close()
+        self.admission.close()
+        if self.writers is not None:
+            self.writers.close()
+        for service in self.models.clear():
+            service.close()
+
+    def wedged(self) -> str | None:
+        """What has stopped answering, if anything has: a reason to start the process anew."""
+        stuck = self.admission.stuck_s
+        if stuck <= self.stuck_after_s:
+            return None
+        return f"a worker has been busy with one request for {stuck:.0f} s; the limit is {self.stuck_after_s:.0f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +153,7 @@ class Route:
 
     methods: tuple[str, ...]
     max_bytes: int  # of a body
-    answer: Callable[[Front, Scope, Headers, bytes], Awaitable[bytes]]  # a whole body to that of its answer
+    answer: Callable[[Front, Request], Awaitable[bytes | Reply]]  # a request with its whole body to its answer
     error_json: Callable[[Refusal], bytes]
     counted: bool = True  # as a prediction, in the metrics
     content_type: bytes = JSON  # of its answer; errors are JSON
@@ -84,48 +162,68 @@ class Route:
 async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request, whatever comes."""
     headers: Headers = dict(scope["headers"])
-    status, unread = 200, False
+    request = Request(scope, headers, request_id(headers), gone=lambda: client_gone(receive))
+    unread = False
+    arrived = perf_counter()
     try:
-        body = await _read_body(headers, receive, route.max_bytes)
-        started = perf_counter()
+        request.body = await _read_body(front, headers, receive, route.max_bytes)
+        arrived = perf_counter()
         if scope["method"] not in route.methods:
             raise _wrong_method(scope, route.methods)
-        payload = await route.answer(front, scope, headers, body)
-        if route.counted:
-            front.metrics.observe("total", perf_counter() - started)
-    except ClientGone:
+        answer = await route.answer(front, request)
+        reply = answer if isinstance(answer, Reply) else Reply(answer, route.content_type)
+    except (ClientGone, Abandoned):
+        front.metrics.reject("client gone")
         return
     except Exception as error:
         # Not kept beyond this block: its traceback holds this frame, and so the body.
-        status, payload = refusal(front, error, route.error_json)
+        reply = refusal(front, request, error, route.error_json)
         unread = isinstance(error, BodyTooLarge)
+    finally:
+        front.held_bytes -= len(request.body)
+    seconds = perf_counter() - arrived
     if route.counted:
-        front.metrics.answered(status)
-    content_type = route.content_type if status == 200 else JSON
-    await reply(receive, send, status, payload, content_type, route.methods, unread)
+        front.metrics.answered(reply.status, request.service, seconds, request.timing_ms)
+    head = (*reply.headers, *about(request.id, seconds, request.timing_ms))
+    if front.access_log is not None:
+        front.access_log(request, reply.status, seconds)
+    allowed = ((b"allow", ", ".join(route.methods).encode()),) if reply.status == 405 else ()
+    await send_reply(receive, send, reply._replace(headers=(*head, *allowed)), unread)
 
 
-async def reply(
-    receive: Receive,
-    send: Send,
-    status: int,
-    payload: bytes,
-    content_type: bytes = JSON,
-    methods: tuple[str, ...] = (),
-    unread: bool = False,
-) -> None:
+def request_id(headers: Headers) -> str:
+    """The client's own where it has sent one that a log can hold, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return new_id()
+
+
+def new_id() -> str:
+    """A request's id: unlike that of any other request of any process."""
+    return f"{_PROCESS}-{next(_NUMBERS):x}"
+
+
+_PROCESS = token_hex(4)
+_NUMBERS = count(1)
+
+
+def about(request: str, seconds: float, timing_ms: dict[str, float]) -> HeaderList:
+    """The headers that every answer carries: Server-Timing (W3C), milliseconds by stage, and the request's id."""
+    stages = "".join(f"{stage};dur={ms:.3f}, " for stage, ms in timing_ms.items())
+    timing = f"{stages}total;dur={seconds * 1e3:.3f}"
+    return (b"server-timing", timing.encode()), (b"x-request-id", request.encode())
+
+
+async def send_reply(receive: Receive, send: Send, reply: Reply, unread: bool = False) -> None:
     """Send an answer that is whole. unread: the request's body is not, and the rest of it is still on its way."""
-    head = [(b"content-type", content_type), (b"content-length", b"%d" % len(payload))]
-    if status == 405:
-        head.append((b"allow", ", ".join(methods).encode()))
-    elif status == 503:
-        head.append((b"retry-after", b"1"))
-    elif status == 401:
+    head = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.payload)), *reply.headers]
+    if reply.status == 401:
         head.append((b"www-authenticate", b"Bearer"))
     if unread:
         head.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": payload, "more_body": unread})
+    await send({"type": "http.response.start", "status": reply.status, "headers": head})
+    await send({"type": "http.response.body", "body": reply.payload, "more_body": unread})
     if unread:
         await drain(receive)
         await send({"type": "http.response.body"})
@@ -141,27 +239,36 @@ def media_type(headers: Headers) -> str:
     return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
 
 
-def internal_error(error: Exception) -> str:
+def internal_error(error: Exception, request: str) -> str:
     """Write an unexpected exception to the log; what the client is told instead."""
-    request_id = uuid4().hex[:12]
-    log.error("request %s failed", request_id, exc_info=error)
-    return f"internal error; the server's log has it as request {request_id}"
+    log.error("request %s failed", request, exc_info=error)
+    return f"internal error; the server's log has it as request {request}"
 
 
 def _wrong_method(scope: Scope, methods: tuple[str, ...]) -> RequestError:
     return RequestError(405, f"{scope['method']} is not for {scope['path'][:80]}; use {' or '.join(methods)}")
 
 
-def refusal(front: Front, error: Exception, to_body: Callable[[Refusal], bytes] = plain_error) -> tuple[int, bytes]:
-    """Status and body of the answer to a request that ended in `error`."""
+def refusal(
+    front: Front, request: Request, error: Exception, to_body: Callable[[Refusal], bytes] = plain_error
+) -> Reply:
+    """The answer to a request that ended in `error`."""
+    retry_s = 1.0
     if isinstance(error, QueueFull):
-        front.metrics.rejected.inc()
-        error = RequestError(503, f"{front.admission.capacity} requests wait already; send again in a second")
+        front.metrics.reject("queue full")
+        retry_s = error.wait_s
+        reason = f"{error.waiting} requests wait already, about {error.wait_s * 1e3:.0f} ms of work; send again later"
+        error = RequestError(503, reason)
     elif isinstance(error, GalleryError):
         error = of_gallery(error)
     elif not isinstance(error, RequestError | ImageError):
-        error = RequestError(500, internal_error(error))
-    return error.status, to_body(error)
+        error = RequestError(500, internal_error(error, request.id))
+    return Reply(to_body(error), status=error.status, headers=retry_after(retry_s) if error.status == 503 else ())
+
+
+def retry_after(seconds: float) -> HeaderList:
+    """In whole seconds, as the header wants it; at least one."""
+    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
 
 
 def of_gallery(error: GalleryError) -> RequestError:
@@ -171,21 +278,37 @@ def of_gallery(error: GalleryError) -> RequestError:
     return RequestError(error.status, str(error))
 
 
-async def _read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes; a declared length over it is refused before anything is read."""
+async def _read_body(front: Front, headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes; a declared length over it is refused before anything is read.
+
+    What it returns is counted in `front.held_bytes`, and what it does not is not.
+    """
     declared = headers.get(b"content-length", b"0")
     if int(declared) > limit:
         raise BodyTooLarge(declared.decode(), limit)
     message = await next_chunk(receive)
+    held = len(message["body"])
+    front.held_bytes += held
     if not message["more_body"]:
         return message["body"]
     body = bytearray(message["body"])
-    while message["more_body"]:
-        message = await next_chunk(receive)
-        body += message["body"]
-        if len(body) > limit:
-            raise BodyTooLarge(f"more than {limit}", limit)
-    return bytes(body)
+    try:
+        while message["more_body"]:
+            message = await next_chunk(receive)
+            body += message["body"]
+            front.held_bytes += len(message["body"])
+            held = len(body)
+            if held > limit:
+                raise BodyTooLarge(f"more than {limit}", limit)
+            if front.held_bytes > MAX_HELD_BYTES:
+                front.metrics.reject("memory")
+                raise RequestError(
+                    503, f"more than {MAX_HELD_BYTES} bytes of requests are held already; send again in a second"
+                )
+        return bytes(body)
+    except BaseException:
+        front.held_bytes -= held
+        raise
 
 
 async def next_chunk(receive: Receive) -> Message:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from handlers.exchange import Front, Headers, Route, Scope, plain_error
+from handlers.exchange import Front, Headers, Request, Route, plain_error
 from handlers.inline import check_keys, parse_object, show
 from handlers.requests import id_of, is_json, query_of
 from handlers.rows import (
@@ -52,21 +52,21 @@ def route_for(path: str, method: str) -> Route | None:
     return _THUMBNAIL if path.startswith(THUMBNAILS) else None
 
 
-async def _row(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
+async def _row(front: Front, request: Request) -> bytes:
     """GET, PUT or DELETE one row."""
-    id, method = id_of(scope, INDEX + "/"), scope["method"]
+    id, method = id_of(request.scope, INDEX + "/"), request.scope["method"]
     if method != "GET":
-        front.access.check_write(headers)
-    service = front.ready_service()
+        front.access.check_write(request.headers)
+    service = front.service(request.model)
     if method == "GET":
-        return await front.admission.submit(partial(_get, service, id))
+        return await front.run(request, partial(_get, service, id), service)
     if method == "DELETE":
-        answer = await front.committing.submit(partial(_delete, service, id))
+        answer = await front.run(request, partial(_delete, service, id), service, front.committing)
         front.metrics.written("remove", 1)
         return answer
     service.index()
-    put = await front.admission.submit(partial(_prepare, service, id, query_of(scope), headers, body))
-    await front.committing.submit(partial(store, service, [put]))
+    put = await front.run(request, partial(_prepare, service, id, request), service)
+    await front.run(request, partial(store, service, [put]), service, front.committing)
     front.metrics.written("put", 1)
     return _put_answer(service, put)
 
@@ -84,9 +84,10 @@ def _delete(service: Service, id: str) -> bytes:
     return to_json({"id": id, "removed": True})
 
 
-def _prepare(service: Service, id: str, query: dict[str, str], headers: Headers, body: bytes) -> Put:
+def _prepare(service: Service, id: str, request: Request) -> Put:
     """In a worker thread: the row that a PUT describes."""
-    (row,) = prepare(service, [_draft(id, query, headers, body, service.index().dimension)], PUT_OPTIONS)
+    draft = _draft(id, query_of(request.scope), request.headers, request.body, service.index().dimension)
+    (row,) = prepare(service, [draft], PUT_OPTIONS, request.timing_ms)
     if isinstance(row, Refused):
         raise RequestError(row.status, row.reason)
     assert isinstance(row, Put)
@@ -116,19 +117,24 @@ def _metadata_in(query: dict[str, str]) -> Any:
 def _put_answer(service: Service, put: Put) -> bytes:
     answer: dict[str, Any] = {"id": put.id, "model": service.encoder.manifest.model_id, "label": put.label}
     if put.answer is not None:
-        answer["predicted"] = {"label": put.answer["label"], "confidence": put.answer["confidence"]}
+        if "label" in put.answer:
+            answer["predicted"] = {"label": put.answer["label"], "confidence": put.answer["confidence"]}
         answer["timing_ms"] = put.answer["timing_ms"]
     return to_json(answer)
 
 
-async def _stats(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
-    query = query_of(scope)
+async def _stats(front: Front, request: Request) -> bytes:
+    query = query_of(request.scope)
     check_keys(query, ("recall",))
     if query.get("recall", "0") not in ("0", "1"):
         raise RequestError(
             400, f"recall is {show(query['recall'])}; send recall=1 to have it measured, or leave it out"
         )
-    return await front.admission.submit(partial(_describe, front.ready_service(), query.get("recall") == "1"))
+    service = front.service(request.model)
+    measure = query.get("recall") == "1"
+    # Measuring takes seconds, and no prediction shall stand behind it, nor be expected to take as long.
+    admission = front.committing if measure else front.admission
+    return await front.run(request, partial(_describe, service, measure), service, admission)
 
 
 def _describe(service: Service, measure: bool) -> bytes:
@@ -143,9 +149,9 @@ def _describe(service: Service, measure: bool) -> bytes:
     return to_json({"model": service.encoder.manifest.model_id, "dimension": index.dimension, **stats})
 
 
-async def _thumbnail(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
-    id = id_of(scope, THUMBNAILS)
-    return await front.admission.submit(partial(_find_thumbnail, front.ready_service(), id))
+async def _thumbnail(front: Front, request: Request) -> bytes:
+    id, service = id_of(request.scope, THUMBNAILS), front.service(request.model)
+    return await front.run(request, partial(_find_thumbnail, service, id), service)
 
 
 def _find_thumbnail(service: Service, id: str) -> bytes:

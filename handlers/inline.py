@@ -52,11 +52,14 @@ def image_of(text: str) -> bytes | ImageError:
 
 
 def embed_readable(
-    service: Service, images: Sequence[bytes | ImageError], options: Options
+    service: Service,
+    images: Sequence[bytes | ImageError],
+    options: Options,
+    timing_ms: dict[str, float] | None = None,
 ) -> list[Answer | ImageError]:
     """The images that are there as one batch, and every answer or error in the place of its input."""
     readable = [image for image in images if isinstance(image, bytes)]
-    answers: Iterator[Answer | ImageError] = iter(service.answer_many(readable, options))
+    answers: Iterator[Answer | ImageError] = iter(service.answer_many(readable, options, timing_ms))
     return [image if isinstance(image, ImageError) else next(answers) for image in images]
 
 

@@ -1,4 +1,4 @@
-"""A multipart/form-data body taken apart: the images it carries, and the options `k` and `fields`."""
+"""A multipart/form-data body taken apart: the images it carries, and the options among its parts."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from handlers.service import RequestError
 
 MAX_IMAGES = 128  # one request is one batch of one worker: more would hold up the others and the memory
-OPTION_NAMES = ("k", "fields")
+OPTION_NAMES = ("k", "fields", "encoding")
 HOW_TO = "with curl write -F image=@photo.jpg"
 
 
@@ -70,7 +70,7 @@ class _Reader:
 
 
 def parse_multipart(body: bytes, content_type: str) -> Form:
-    """Every part but `k` and `fields` is an image, whatever its name; `RequestError` for broken forms."""
+    """Every part but the options is an image, whatever its name; `RequestError` for broken forms."""
     _, parameters = parse_options_header(content_type)
     boundary = parameters.get(b"boundary")
     if not boundary:

@@ -7,16 +7,16 @@ Queue, workers, service and metrics are those of the hot path. The API has no er
 some images are bad, their entries have a null `embedding` beside an `error`; where all are, the request fails.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
-from handlers.exchange import Front, Headers, Refusal, Route, Scope
+from handlers.exchange import Front, Refusal, Request, Route
 from handlers.inline import IMAGE_HOW_TO, embed_readable, image_of, show
-from handlers.service import Answer, Options, RequestError, Service, to_json
+from handlers.models import Models
+from handlers.service import Answer, Options, RequestError, Service, in_base64, to_json
 from images.decode import ImageError
 
 EMBEDDINGS_PATH = "/v1/embeddings"
@@ -26,7 +26,6 @@ MAX_BODY_BYTES = 64 << 20  # two images of the hot path's 16 MiB as base64 (43 M
 # Parsed, `[],` takes twenty times its bytes. 128 data URIs have two commas each, so this lets every honest body in.
 MAX_COMMAS = 4096
 ARGUMENTS = ("input", "model", "encoding_format", "dimensions", "user")
-EMBEDDING_ONLY = Options(fields=frozenset({"embedding"}))
 # OpenAI's own names for what can be wrong with an image.
 IMAGE_CODES = {400: "invalid_image", 413: "image_too_large", 415: "unsupported_image_media_type"}
 
@@ -40,9 +39,10 @@ class ArgumentError(RequestError):
         self.code = code
 
 
-class _Request(NamedTuple):
+class _Asked(NamedTuple):
+    service: Service
     inputs: list[str]
-    as_base64: bool  # the embeddings, as little-endian float32
+    options: Options
 
 
 def route_for(path: str) -> Route | None:
@@ -54,40 +54,43 @@ def route_for(path: str) -> Route | None:
     return None
 
 
-async def _list_models(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
-    model_id = front.ready_service().encoder.manifest.model_id
-    # The manifest has no date of the model; the API wants one.
-    model = {"id": model_id, "object": "model", "created": 0, "owned_by": "akin"}
-    name = scope["path"].removeprefix(MODELS_PATH)
+async def _list_models(front: Front, request: Request) -> bytes:
+    front.service()
+    name = request.scope["path"].removeprefix(MODELS_PATH)
     if not name:
-        return to_json({"object": "list", "data": [model]})
-    _check_model(name.removeprefix("/"), (front.name, model_id))
-    return to_json(model)
+        return to_json({"object": "list", "data": [_described(served.service) for served in front.models]})
+    return to_json(_described(_find(name.removeprefix("/"), front.models)))
 
 
-async def _embed(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
-    return await front.admission.submit(partial(_work, front.ready_service(), front.name, body))
+def _described(service: Service) -> dict[str, Any]:
+    # The manifest has no date of the model; the API wants one.
+    return {"id": service.encoder.manifest.model_id, "object": "model", "created": 0, "owned_by": "akin"}
 
 
-def _work(service: Service, name: str, body: bytes) -> bytes:
+async def _embed(front: Front, request: Request) -> bytes:
+    front.service()
+    return await front.run(request, partial(_work, front.models, request))
+
+
+def _work(models: Models, request: Request) -> bytes:
     """In a worker thread: from the body to the JSON of the answer."""
-    manifest = service.encoder.manifest
-    request = _parse(body, (name, manifest.model_id), manifest.dimension)
-    images = [image_of(text) for text in request.inputs]
-    results = embed_readable(service, images, EMBEDDING_ONLY)
+    asked = _parse(request.body, models)
+    service = request.service = asked.service
+    images = [image_of(text) for text in asked.inputs]
+    results = embed_readable(service, images, asked.options, request.timing_ms)
     if all(isinstance(result, ImageError) for result in results):
         raise _all_failed(results)
     return to_json(
         {
             "object": "list",
-            "data": [_entry(index, result, request.as_base64) for index, result in enumerate(results)],
-            "model": manifest.model_id,
+            "data": [_entry(index, result, asked.options) for index, result in enumerate(results)],
+            "model": service.encoder.manifest.model_id,
             "usage": {"prompt_tokens": 0, "total_tokens": 0},
         }
     )
 
 
-def _parse(body: bytes, names: Sequence[str], dimension: int) -> _Request:
+def _parse(body: bytes, models: Models) -> _Asked:
     """The arguments, each of them checked."""
     if body.count(b",") > MAX_COMMAS:
         raise ArgumentError(None, f"the body has more than {MAX_COMMAS} commas; {IMAGE_HOW_TO}, at most {MAX_INPUTS}")
@@ -99,24 +102,27 @@ def _parse(body: bytes, names: Sequence[str], dimension: int) -> _Request:
         raise ArgumentError(None, f"the body is {show(given)}; send an object with model and input")
     if unknown := sorted(given.keys() - set(ARGUMENTS)):
         raise ArgumentError(unknown[0][:40], f"unknown argument {show(unknown[0])}; there is {', '.join(ARGUMENTS)}")
-    _check_model(given.get("model"), names)
+    service = _find(given.get("model"), models)
     encoding = given.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise ArgumentError("encoding_format", f"encoding_format is {show(encoding)}; send 'float' or 'base64'")
-    dimensions = given.get("dimensions")
+    dimension, dimensions = service.encoder.manifest.dimension, given.get("dimensions")
     if dimensions is not None and (type(dimensions) is not int or dimensions != dimension):
         reason = f"dimensions is {show(dimensions)}; this model has {dimension} and cannot be cut: leave it out"
         raise ArgumentError("dimensions", reason)
-    return _Request(_inputs(given.get("input")), as_base64=encoding == "base64")
+    options = Options(fields=frozenset({"embedding"}), as_base64=encoding == "base64")
+    return _Asked(service, _inputs(given.get("input")), options)
 
 
-def _check_model(model: Any, names: Sequence[str]) -> None:
-    known = " and ".join(map(repr, names))
+def _find(model: Any, models: Models) -> Service:
+    known = " and ".join(map(repr, models.names))
     if not model:
         raise ArgumentError("model", f"no model is named; there is {known}")
-    if model not in names:
+    service = models.find(model) if isinstance(model, str) else None
+    if service is None:
         reason = f"the model {show(model)} does not exist; there is {known}"
         raise ArgumentError("model", reason, status=404, code="model_not_found")
+    return service
 
 
 def _inputs(given: Any) -> list[str]:
@@ -130,13 +136,12 @@ def _inputs(given: Any) -> list[str]:
     return inputs
 
 
-def _entry(index: int, result: Answer | ImageError, as_base64: bool) -> dict[str, Any]:
+def _entry(index: int, result: Answer | ImageError, options: Options) -> dict[str, Any]:
     entry: dict[str, Any] = {"object": "embedding", "index": index, "embedding": None}
     if isinstance(result, ImageError):
         return entry | {"error": _error(result, f"input[{index}]")}
     vector = result["embedding"]
-    entry["embedding"] = b64encode(vector.astype("<f4").tobytes()).decode() if as_base64 else vector
-    return entry
+    return entry | {"embedding": in_base64(vector) if options.as_base64 else vector}
 
 
 def _all_failed(errors: Sequence[Any]) -> ArgumentError:

@@ -1,54 +1,102 @@
-"""`POST /predictions/NAME`: the hot path, a plain ASGI route without framework or middleware."""
+"""`POST /predictions/NAME`, or `/NAME/VERSION`: the hot path, a plain ASGI route without framework or middleware.
 
+The answer is JSON. `Accept: application/octet-stream` asks for the embedding alone as little-endian float32, and
+`Accept: application/x-npy` for the same as a .npy file; label and confidence then stand in headers.
+"""
+
+from collections.abc import Sequence
 from functools import partial
-from urllib.parse import parse_qsl
+from io import BytesIO
+from urllib.parse import parse_qsl, quote
 
-from handlers.exchange import Front, Headers, Route, Scope, plain_error
+import numpy as np
+
+from handlers.exchange import Front, HeaderList, Headers, Reply, Request, Route, plain_error
 from handlers.multipart import OPTION_NAMES, parse_multipart
-from handlers.service import Options, RequestError, Service, batch_json, to_json
-from images.decode import MAX_BYTES
+from handlers.service import Answer, Options, RequestError, Service, answer_json, batch_json
+from images.decode import MAX_BYTES, ImageError
 
 PREFIX = "/predictions/"
 # curl calls --data-binary a urlencoded form unless told otherwise; what the bytes are, decode finds out.
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 OPTION_HEADERS = {name: f"akin-{name}".encode() for name in OPTION_NAMES}
+FLOATS = b"application/octet-stream"
+NPY = b"application/x-npy"
+BINARY_OPTIONS = Options(fields=frozenset({"model", "embedding", "label", "confidence"}))
 
 
-async def _answer(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
+async def _answer(front: Front, request: Request) -> bytes | Reply:
     """Check what needs no worker, then wait for one."""
-    name = scope["path"].removeprefix(PREFIX)
-    if name != front.name:
-        raise RequestError(404, f"no model {name[:40]!r} here; there is {front.name!r}")
-    service = front.ready_service()
-    return await front.admission.submit(partial(_work, service, headers, scope["query_string"], body))
+    name, _, version = request.scope["path"].removeprefix(PREFIX).partition("/")
+    service = front.service(name, version or None)
+    return await front.run(request, partial(_work, service, request), service)
 
 
-def _work(service: Service, headers: Headers, query: bytes, body: bytes) -> bytes:
-    """In a worker thread: from the request's options and images to the JSON of the answer."""
+def _work(service: Service, request: Request) -> bytes | Reply:
+    """In a worker thread: from the request's options and images to its answer."""
+    headers = request.headers
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     kind = content_type.partition(";")[0].strip().lower()
+    form_options: dict[str, str] = {}
+    images = [request.body]
     if kind == "multipart/form-data":
-        form = parse_multipart(body, content_type)
-        options = _options(headers, query, form.options)
-        if len(form.images) > 1:
-            return batch_json(service.answer_many(form.images, options))
-        return to_json(service.answer(form.images[0], options))
-    if not (kind in RAW_TYPES or kind.startswith("image/")):
+        form = parse_multipart(request.body, content_type)
+        images, form_options = form.images, form.options
+    elif not (kind in RAW_TYPES or kind.startswith("image/")):
         raise RequestError(
             415,
             f"content type {kind[:40]!r} is not taken; send the image's bytes as image/* or"
             " application/octet-stream, or several as multipart/form-data",
         )
-    return to_json(service.answer(body, _options(headers, query, {})))
+    options = _options(headers, request.scope["query_string"], form_options)
+    accepted = headers.get(b"accept")
+    if accepted in (FLOATS, NPY):
+        return _binary(service, images, request, accepted)
+    if len(images) > 1:
+        return batch_json(service.answer_many(images, options, request.timing_ms), options)
+    return answer_json(service.answer(images[0], options, request.timing_ms), options)
 
 
 def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
-    """Each option from the query, else the form, else the headers `akin-k` and `akin-fields`."""
+    """Each option from the query, else the form, else the headers `akin-k`, `akin-fields` and `akin-encoding`."""
     given = {name: headers[key].decode("latin-1") for name, key in OPTION_HEADERS.items() if key in headers}
     given |= form
     if query:
         given |= parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    return Options.parse(given.get("k"), given.get("fields"))
+    return Options.parse(**{name: given.get(name) for name in OPTION_NAMES})
+
+
+def _binary(service: Service, images: Sequence[bytes], request: Request, content_type: bytes) -> Reply:
+    """The embeddings, (D,) of one image and (N, D) of several; there is no room for the error of one among many."""
+    answers = service.answer_many(images, BINARY_OPTIONS, request.timing_ms)
+    good: list[Answer] = []
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ImageError):
+            where = f"image {number + 1} of {len(answers)}: " if len(answers) > 1 else ""
+            raise ImageError(answer.status, where + answer.reason)
+        good.append(answer)
+    vectors = np.stack([answer["embedding"] for answer in good])
+    if len(good) == 1:
+        vectors = vectors[0]
+    return Reply(_bytes(vectors, content_type), content_type, _described(good))
+
+
+def _bytes(vectors: np.ndarray, content_type: bytes) -> bytes:
+    if content_type == FLOATS:
+        return vectors.astype("<f4", copy=False).tobytes()
+    file = BytesIO()
+    np.save(file, vectors)
+    return file.getvalue()
+
+
+def _described(answers: Sequence[Answer]) -> HeaderList:
+    """What stands beside the numbers; of several images, the model alone."""
+    first = answers[0]
+    head = [(b"akin-model", first["model"].encode())]
+    if len(answers) == 1 and "label" in first:
+        head.append((b"akin-label", quote(first["label"]).encode()))
+        head.append((b"akin-confidence", b"%.6f" % first["confidence"]))
+    return tuple(head)
 
 
 # PUT is what `curl -T photo.jpg` sends.

@@ -133,13 +133,16 @@ def parse_metadata(given: Any) -> dict[str, Any]:
 
 
 def prepare(
-    service: Service, entries: Sequence[Line | File | Draft | Refused], options: Options = EMBEDDING_ONLY
+    service: Service,
+    entries: Sequence[Line | File | Draft | Refused],
+    options: Options = EMBEDDING_ONLY,
+    timing_ms: dict[str, float] | None = None,
 ) -> list[Put | Delete | Refused]:
     """The rows of some entries, their images embedded as one batch; what is wrong with one is told in its place."""
     dimension = service.encoder.manifest.dimension
     drafts = [_draft(entry, dimension) for entry in entries]
     images = [draft.source for draft in drafts if isinstance(draft, Draft) and isinstance(draft.source, bytes)]
-    answers = iter(service.answer_many(images, options))
+    answers = iter(service.answer_many(images, options, timing_ms))
     rows: list[Put | Delete | Refused] = []
     for draft in drafts:
         if not isinstance(draft, Draft):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from handlers.exchange import Front, Headers, Scope
+from handlers.exchange import Front, Request
 from handlers.inline import check_keys, parse_object, show
 from handlers.requests import is_json, query_of
 from handlers.rows import parse_image, parse_vector
@@ -43,15 +43,16 @@ class _Asked(NamedTuple):
     batch: bool = False
 
 
-async def search(front: Front, scope: Scope, headers: Headers, body: bytes) -> bytes:
+async def search(front: Front, request: Request) -> bytes:
     """Answer one search."""
-    return await front.admission.submit(partial(_work, front.ready_service(), scope, headers, body))
+    service = front.service(request.model)
+    return await front.run(request, partial(_work, service, request), service)
 
 
-def _work(service: Service, scope: Scope, headers: Headers, body: bytes) -> bytes:
+def _work(service: Service, request: Request) -> bytes:
     """In a worker thread: from the body to the JSON of the answer."""
     index = service.index()
-    asked = _asked(scope, headers, body, index.dimension)
+    asked = _asked(request, index.dimension)
     timing_ms: dict[str, float] = {}
     vectors = asked.vectors
     if asked.image is not None:
@@ -66,6 +67,7 @@ def _work(service: Service, scope: Scope, headers: Headers, body: bytes) -> byte
     assert vectors is not None
     found = index.search(vectors, asked.k + (asked.id is not None), asked.where, asked.min_score)
     timing_ms["search"] = service.stage_ms("search", started)
+    request.timing_ms |= timing_ms
     answers = [_answer(service, asked, neighbors, timing_ms) for neighbors in found]
     return to_json(answers if asked.batch else answers[0])
 
@@ -83,9 +85,9 @@ def _answer(
     }
 
 
-def _asked(scope: Scope, headers: Headers, body: bytes, dimension: int) -> _Asked:
+def _asked(request: Request, dimension: int) -> _Asked:
     """The search, each part of it checked."""
-    query = query_of(scope)
+    headers, body, query = request.headers, request.body, query_of(request.scope)
     if not is_json(headers, body):
         check_keys(query, REFINEMENTS)
         return _Asked(**_refinements({name: _value(name, text) for name, text in query.items()}), image=body)

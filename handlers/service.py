@@ -3,6 +3,7 @@
 No HTTP here. A front hands over bytes and `Options`, gets back a plain dict, and writes it with `to_json`.
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import orjson
 
+from encoder.batching import Batching
 from encoder.session import Encoder
 from images.decode import ImageError, decode
 from index.face import Index, Neighbor
@@ -18,6 +20,7 @@ from index.thumbnails import Thumbnails
 
 MAX_K = 1000
 FIELDS = ("model", "embedding", "logits", "label", "confidence", "neighbors", "timing_ms")
+ENCODINGS = ("float", "base64")
 WITHOUT_NEIGHBORS = frozenset(FIELDS) - {"neighbors"}
 
 
@@ -31,7 +34,10 @@ class RequestError(Exception):
 
 
 class Answer(TypedDict, total=False):
-    """What a client gets for one image; `fields` decides which keys are there."""
+    """What a client gets for one image; `fields` decides which keys are there.
+
+    A model without a probe has no logits, label and confidence.
+    """
 
     model: str
     embedding: np.ndarray  # (D,) float32, unit norm
@@ -48,14 +54,18 @@ class Options:
 
     k: int = 0
     fields: frozenset[str] = WITHOUT_NEIGHBORS
+    as_base64: bool = False  # embedding and logits, as little-endian float32
 
     @classmethod
-    def parse(cls, k: str | None, fields: str | None) -> "Options":
-        """Validate both options as they stand in a query, a form or a header; None means not given."""
+    def parse(cls, k: str | None = None, fields: str | None = None, encoding: str | None = None) -> "Options":
+        """Validate options as they stand in a query, a form or a header; None means not given."""
         count = 0 if k is None else _parse_k(k)
+        if encoding not in (None, *ENCODINGS):
+            raise RequestError(400, f"encoding is {_quote(str(encoding))}; send {' or '.join(ENCODINGS)}")
+        as_base64 = encoding == "base64"
         if fields is None:
-            return cls(count, frozenset(FIELDS) if count else WITHOUT_NEIGHBORS)
-        return cls(count, _parse_fields(fields))
+            return cls(count, frozenset(FIELDS) if count else WITHOUT_NEIGHBORS, as_base64)
+        return cls(count, _parse_fields(fields), as_base64)
 
 
 def _parse_k(text: str) -> int:
@@ -83,49 +93,65 @@ class _Decoded(NamedTuple):
     ms: float
 
 
+class _Embedded(NamedTuple):
+    vectors: np.ndarray  # (N, D) float32, unit norm
+    logits: np.ndarray  # (N, C) float32; C is 0 where the model has no probe
+    ms: float
+
+
 class Service:
     """The encoder and the gallery behind one call. Thread safe: any number of workers share one."""
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Batching,
         gallery: Index | None = None,
         observe: Callable[[str, float], None] = lambda stage, seconds: None,
         thumbnails: Thumbnails | None = None,
+        alone: Callable[[], bool] = lambda: False,
     ) -> None:
         """`observe(stage, seconds)` is told of every decode, embed and search, for a front's histograms.
 
         thumbnails: where those of the images that are added go; None: they are not kept.
+        alone: whether the request that asks is the only one, so that it may use idle cores.
         """
         self.encoder = encoder
         self.gallery = gallery
         self.thumbnails = thumbnails
-        self._observe = observe
+        self.observe = observe
+        self._alone = alone
 
-    def answer(self, image: bytes, options: Options) -> Answer:
+    def answer(self, image: bytes, options: Options, timing_ms: dict[str, float] | None = None) -> Answer:
         """Answer one image; raise `ImageError` when it cannot be read."""
-        (answer,) = self.answer_many([image], options)
+        (answer,) = self.answer_many([image], options, timing_ms)
         if isinstance(answer, ImageError):
             # Raised itself it would be a cycle with its traceback, whose frames hold the image.
             raise ImageError(answer.status, answer.reason)
         return answer
 
-    def answer_many(self, images: Sequence[bytes], options: Options) -> list[Answer | ImageError]:
-        """Answer several images, embedded as one batch; an unreadable one yields its error in its place."""
-        gallery = self._gallery_for(options)
-        decoded = [self._decode(image) for image in images]
-        good = [item for item in decoded if not isinstance(item, ImageError)]
-        if not good:
-            return [item for item in decoded if isinstance(item, ImageError)]
+    def answer_many(
+        self, images: Sequence[bytes], options: Options, timing_ms: dict[str, float] | None = None
+    ) -> list[Answer | ImageError]:
+        """Answer several images, embedded as one batch; an unreadable one yields its error in its place.
 
-        started = perf_counter()
-        vectors, logits = self.encoder.embed(np.stack([item.pixels for item in good]))
-        shared_ms = {"embed": self.stage_ms("embed", started)}
+        timing_ms: is told the milliseconds of all of them together, by stage.
+        """
+        gallery = self._gallery_for(options)
+        with self.encoder.coming():
+            decoded = [self._decode(image) for image in images]
+            good = [item for item in decoded if not isinstance(item, ImageError)]
+            if not good:
+                return [item for item in decoded if isinstance(item, ImageError)]
+            batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
+            vectors, logits, embed_ms = self.embed(batch)
+        shared_ms = {"embed": embed_ms}
         neighbors: list[list[Neighbor]] = [[] for _ in good]
         if gallery is not None:
             started = perf_counter()
             neighbors = gallery.search(vectors, options.k)
             shared_ms["search"] = self.stage_ms("search", started)
+        if timing_ms is not None:
+            timing_ms |= {"decode": sum(item.ms for item in good), **shared_ms}
 
         answers = (
             self._assemble(options, vector, logit, near, {"decode": item.ms, **shared_ms})
@@ -133,14 +159,24 @@ class Service:
         )
         return [item if isinstance(item, ImageError) else next(answers) for item in decoded]
 
+    def embed(self, batch: np.ndarray) -> "_Embedded":
+        """batch: (N, size, size, 3) uint8, as `images.decode` makes it."""
+        started = perf_counter()
+        embedded = self.encoder.embed(batch, alone=self._alone())
+        return _Embedded(*embedded, self.stage_ms("embed", started))
+
     def index(self) -> Index:
         """The gallery, for a request that is about it."""
         if self.gallery is None:
-            raise RequestError(409, "there is no gallery here; ask a server that was started with one")
+            raise RequestError(
+                409, f"{self.encoder.manifest.model_id} has no gallery; start the server with --images or --index"
+            )
         return self.gallery
 
     def close(self) -> None:
-        """Close what is on disk."""
+        """Close what is on disk, and end the thread that batches."""
+        if isinstance(self.encoder, Batching):
+            self.encoder.close()
         if self.thumbnails is not None:
             self.thumbnails.close()
         if self.gallery is not None:
@@ -160,14 +196,16 @@ class Service:
             return None
         if self.gallery is None:
             raise RequestError(
-                409, f"k is {options.k}, but there is no gallery here; send k=0 or leave k out"
+                409,
+                f"k is {options.k}, but {self.encoder.manifest.model_id} has no gallery here; send k=0 or leave k "
+                "out, or start the server with --images or --index for it",
             )
         return self.gallery
 
     def stage_ms(self, stage: str, started: float) -> float:
         """Observe a stage that began at `started`, by perf_counter; its milliseconds."""
         seconds = perf_counter() - started
-        self._observe(stage, seconds)
+        self.observe(stage, seconds)
         return round(seconds * 1e3, 3)
 
     def _assemble(
@@ -185,14 +223,15 @@ class Service:
             answer["model"] = self.encoder.manifest.model_id
         if "embedding" in fields:
             answer["embedding"] = vector
-        if "logits" in fields:
+        if "logits" in fields and len(logits):
             answer["logits"] = logits
-        best = int(logits.argmax())
-        if "label" in fields:
-            answer["label"] = self.encoder.manifest.class_names[best]
-        if "confidence" in fields:
-            # Softmax at its largest entry: that entry's own exponential is exp(0) = 1.
-            answer["confidence"] = 1.0 / float(np.exp(logits - logits[best]).sum())
+        if len(logits) and ("label" in fields or "confidence" in fields):
+            best = int(logits.argmax())
+            if "label" in fields:
+                answer["label"] = self.encoder.manifest.class_names[best]
+            if "confidence" in fields:
+                # Softmax at its largest entry: that entry's own exponential is exp(0) = 1.
+                answer["confidence"] = 1.0 / float(np.exp(logits - logits[best]).sum())
         if "neighbors" in fields:
             answer["neighbors"] = [neighbor._asdict() for neighbor in neighbors]
         if "timing_ms" in fields:
@@ -205,13 +244,29 @@ def to_json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def batch_json(answers: Sequence[Answer | ImageError]) -> bytes:
+def answer_json(answer: Answer, options: Options) -> bytes:
+    """The answer to one image."""
+    return to_json(_encoded(answer, options))
+
+
+def _encoded(answer: Answer, options: Options) -> dict[str, Any]:
+    if not options.as_base64:
+        return {**answer}
+    return {name: in_base64(value) if isinstance(value, np.ndarray) else value for name, value in answer.items()}
+
+
+def in_base64(numbers: np.ndarray) -> str:
+    """Base64 of little-endian float32."""
+    return b64encode(numbers.astype("<f4", copy=False).tobytes()).decode()
+
+
+def batch_json(answers: Sequence[Answer | ImageError], options: Options) -> bytes:
     """The answer to several images: a list in their order, each with a status of its own."""
     return to_json(
         [
             {"status": item.status, "error": item.reason}
             if isinstance(item, ImageError)
-            else {"status": 200, **item}
+            else {"status": 200, **_encoded(item, options)}
             for item in answers
         ]
     )

@@ -19,10 +19,11 @@ class TokenError(Exception):
 
 @dataclass(frozen=True)
 class Access:
-    """The rule for PUT, DELETE and bulk; reads are open."""
+    """The rule for PUT, DELETE and bulk, and where it is asked for, for everything else."""
 
     token: bytes | None = field(default=None, repr=False)
     exposed: bool = False  # others can reach the server, and nobody has said that they may write
+    protect_reads: bool = False  # reads need the token too
 
     def __str__(self) -> str:
         if self.token is not None:
@@ -39,11 +40,20 @@ class Access:
                     f"--token-file or {VARIABLE}, with --open-writes, or on --host 127.0.0.1",
                 )
             return
+        self._check(headers, "writes need")
+
+    def check_read(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raise `RequestError` 401 unless these headers may read."""
+        if self.protect_reads and self.token is not None:
+            self._check(headers, "this server wants")
+
+    def _check(self, headers: Mapping[bytes, bytes], wants: str) -> None:
+        assert self.token is not None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token):
             what = "not that one" if scheme else "none"
             raise RequestError(
-                401, f"writes need the server's token, this has {what}; send 'Authorization: Bearer ...'"
+                401, f"{wants} the server's token, this has {what}; send 'Authorization: Bearer ...'"
             )
 
 

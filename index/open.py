@@ -1,6 +1,7 @@
 """One way to any index: a folder of this machine, or a Milvus server by its address."""
 
 import re
+from hashlib import sha256
 from pathlib import Path
 
 from index.errors import GalleryError, RowRefused
@@ -8,6 +9,7 @@ from index.face import Index
 from index.gallery import Gallery
 
 DEFAULT_GALLERY = Path("var/gallery")
+GALLERIES = Path("var/galleries")  # those of sources of images, and of further models
 MILVUS = "milvus://"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -31,6 +33,12 @@ def open_index(
     except ModuleNotFoundError as error:
         raise GalleryError(f"{where} needs {error.name}, which is not installed: run make setup-milvus") from error
     return MilvusGallery.open(str(where), model_digest, dimension)
+
+
+def own_gallery(images: Path) -> Path:
+    """Where the gallery of a source of images lies: each has one of its own."""
+    source = images.resolve()
+    return GALLERIES / f"{source.name}-{sha256(str(source).encode()).hexdigest()[:8]}"
 
 
 def parse_bytes(text: str) -> int:

@@ -18,6 +18,7 @@ from handlers.admission import Admission
 from handlers.app import build_app
 from handlers.exchange import Front
 from handlers.metrics import Metrics
+from handlers.models import Models
 from handlers.service import Service
 from handlers.tokens import Access
 from images.decode import decode
@@ -105,9 +106,15 @@ def assert_refused(answer: httpx.Response, status: int, *words: str) -> None:
 
 
 def samples(metrics: str) -> dict[str, float]:
-    """The text of /metrics as values by name and labels."""
+    """The text of /metrics as values by name and labels, these sorted."""
     lines = (line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, value in lines}
+    return {_in_order(name): float(value) for name, value in lines}
+
+
+def _in_order(name: str) -> str:
+    """A sample's name with its labels sorted."""
+    family, brace, labels = name.partition("{")
+    return family + brace + (",".join(sorted(labels[:-1].split(","))) + "}" if brace else "")
 
 
 def talk(front: Front, scenario: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
@@ -125,9 +132,13 @@ def talk(front: Front, scenario: Callable[[httpx.AsyncClient], Awaitable[None]])
 
 
 def front_with(service: Service | None, capacity: int = 8, access: Access | None = None) -> Front:
-    """What the application shares, in this process."""
-    admission = Admission(1, capacity)
-    return Front("encoder", admission, Metrics(lambda: admission.depth), service, access or Access())
+    """What the application shares, in this process. capacity 0: there is no worker, and every request is refused."""
+    admission, models = Admission(min(1, capacity), capacity), Models("encoder")
+    metrics = Metrics(admission, models)
+    if service is not None:
+        service.observe = metrics.observer(service.encoder.manifest.model_id, service.encoder.provider)
+        models.put("encoder", service)
+    return Front(models, admission, metrics, access or Access())
 
 
 def connect(server: Server) -> socket.socket:

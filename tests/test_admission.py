@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from handlers.admission import Admission, QueueFull
+from handlers.admission import Abandoned, Admission, Costs, QueueFull
 
 Scenario = Callable[[Admission, threading.Event], Awaitable[None]]
 
@@ -161,3 +161,87 @@ def test_closing_gives_up_on_a_worker_that_is_stuck() -> None:
 
     asyncio.run(scenario())  # returns, and what the worker brings later goes nowhere
     gate.set()
+
+
+def test_a_queue_of_too_much_work_refuses_and_says_how_long_it_is() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        admission.max_wait_s = 0.25
+        for _ in range(50):  # until it knows that such a job takes a tenth of a second
+            admission._costs.learn(1000, 0.1)
+        under_way = [admission.submit(gate.wait, size=1000)]
+        while admission.wait_s <= 0.25:
+            under_way.append(admission.submit(gate.wait, size=1000))
+        assert len(under_way) == 3
+        assert admission.wait_s == pytest.approx(0.3)
+        with pytest.raises(QueueFull) as full:
+            admission.submit(gate.wait)
+        assert full.value.wait_s == pytest.approx(0.3)
+        gate.set()
+        await asyncio.gather(*under_way)
+        assert admission.wait_s == admission.under_way == 0
+
+    play(scenario, threads=1, capacity=100)
+
+
+def test_a_job_that_finds_a_worker_idle_is_taken_whatever_it_may_cost() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        admission.max_wait_s = 0.01
+        admission._costs.learn(5_000_000, 60.0)
+        first = admission.submit(gate.wait, size=5_000_000)
+        second = admission.submit(lambda: "beside it", size=5_000_000)
+        with pytest.raises(QueueFull):
+            admission.submit(lambda: "refused")
+        gate.set()
+        assert await asyncio.gather(first, second) == [True, "beside it"]
+
+    play(scenario, threads=2, capacity=100)
+
+
+def test_what_a_job_costs_is_learned_from_those_of_its_size() -> None:
+    costs = Costs()
+    assert costs.expected_s(3000) == 0
+    for _ in range(100):
+        costs.learn(3000, 0.002)
+        costs.learn(4_000_000, 0.05)
+    assert costs.expected_s(2500) == pytest.approx(0.002)
+    assert costs.expected_s(5_000_000) == costs.expected_s(60_000_000) == pytest.approx(0.05)
+    assert costs.expected_s(0) == pytest.approx(0.002)
+
+
+def test_a_job_whose_client_has_gone_is_not_run_and_costs_nobody_anything() -> None:
+    ran: list[str] = []
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        under_way = admission.submit(gate.wait)
+        left = admission.submit(lambda: ran.append("left"), gone=lambda: True)
+        stayed = admission.submit(lambda: ran.append("stayed"), gone=lambda: False)
+        gate.set()
+        with pytest.raises(Abandoned):
+            await left
+        await asyncio.gather(under_way, stayed)
+
+    play(scenario, threads=1, capacity=3)
+    assert ran == ["stayed"]
+
+
+def test_a_worker_that_is_stuck_shows() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        assert admission.stuck_s == 0
+        under_way = admission.submit(gate.wait)
+        await until(lambda: admission.stuck_s > 0.05)
+        gate.set()
+        await under_way
+        await until(lambda: admission.stuck_s == 0)
+
+    play(scenario, threads=1, capacity=1)
+
+
+def test_alone_is_whoever_has_nobody_beside_or_behind() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        assert await admission.submit(admission.alone)
+        under_way = admission.submit(gate.wait)
+        assert not await admission.submit(admission.alone)
+        gate.set()
+        await under_way
+
+    play(scenario, threads=2, capacity=1)

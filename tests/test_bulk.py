@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
@@ -260,12 +261,15 @@ def test_a_stream_waits_for_a_full_queue_instead_of_failing(seeded_store: Path) 
     front = served(seeded_store, Observed())
 
     async def scenario(client: httpx.AsyncClient) -> None:
+        gate = threading.Event()
         front.admission.capacity = 0
+        occupied = front.admission.submit(gate.wait)
         stream = asyncio.create_task(client.post(BULK, content=row(1), headers=NDJSON))
         await asyncio.sleep(0.1)
         assert not stream.done()
-        front.admission.capacity = 8
+        gate.set()
         assert results(await stream) == [("00001", 200)]
+        assert await occupied
 
     talk(front, scenario)
 

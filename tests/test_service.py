@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,10 @@ class CountingEncoder:
         self._encoder = encoder
         self.batches: list[int] = []
 
-    def embed(self, batch: np.ndarray) -> Embedded:
+    def coming(self) -> AbstractContextManager[None]:
+        return self._encoder.coming()
+
+    def embed(self, batch: np.ndarray, alone: bool = False) -> Embedded:
         self.batches.append(len(batch))
         return self._encoder.embed(batch)
 
@@ -197,7 +201,7 @@ def test_json_carries_float32_exactly_and_in_few_digits() -> None:
 
 def test_batch_json_gives_each_image_its_status() -> None:
     answers = [{"label": "cat"}, ImageError(415, "unsupported")]
-    assert json.loads(batch_json(answers)) == [
+    assert json.loads(batch_json(answers, Options())) == [
         {"status": 200, "label": "cat"},
         {"status": 415, "error": "unsupported"},
     ]

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from handlers.exchange import internal_error
-from handlers.service import Answer, Options, RequestError, Service, batch_json, error_json, to_json
+from handlers.exchange import internal_error, new_id
+from handlers.service import Answer, Options, RequestError, Service, answer_json, batch_json, error_json
 from handlers.torchserve.inputs import Inputs
 from images.decode import ImageError
 
@@ -38,16 +38,16 @@ def _answer_alike(service: Service, options: Options, requests: Sequence[Inputs]
     except RequestError as error:
         return [_refusal(error) for _ in requests]
     except Exception as error:
-        return [_refusal(RequestError(500, internal_error(error))) for _ in requests]
-    return [_reply([next(answers) for _ in request.images]) for request in requests]
+        return [_refusal(RequestError(500, internal_error(error, new_id()))) for _ in requests]
+    return [_reply([next(answers) for _ in request.images], options) for request in requests]
 
 
-def _reply(answers: Sequence[Answer | ImageError]) -> Reply:
+def _reply(answers: Sequence[Answer | ImageError], options: Options) -> Reply:
     """Several images get a list with a status each, one image its answer or its error."""
     if len(answers) > 1:
-        return Reply(200, batch_json(answers))
+        return Reply(200, batch_json(answers, options))
     (answer,) = answers
-    return _refusal(answer) if isinstance(answer, ImageError) else Reply(200, to_json(answer))
+    return _refusal(answer) if isinstance(answer, ImageError) else Reply(200, answer_json(answer, options))
 
 
 def _refusal(error: RequestError | ImageError) -> Reply:

@@ -39,7 +39,7 @@ def parse_inputs(parameters: Mapping[str, bytes | bytearray], headers: Mapping[s
         _check_form(parameters, images, given.get("content-length", "0"))
     options = {name: given.get(f"akin-{name}") for name in OPTION_NAMES}
     options |= {name: parameters[name].decode("utf-8", "replace") for name in OPTION_NAMES if name in parameters}
-    return Inputs(images, Options.parse(options["k"], options["fields"]))
+    return Inputs(images, Options.parse(**options))
 
 
 def _check_content_type(kind: str) -> None:

@@ -1,0 +1,112 @@
+"""Several processes on one port: they share the work, are replaced when they die, and end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from handlers.processes import merge
+from tests.server import ROOT, Server, running_server, start
+from tests.serving import JPEG, PATH, samples
+
+
+@pytest.fixture(scope="module")
+def pair(seeded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of two processes."""
+    with running_server(seeded_store, tmp_path_factory.mktemp("pair"), ["--processes", "2"]) as server:
+        yield server
+        assert server.stop() == 0
+
+
+def ask(server: Server, path: str = PATH) -> httpx.Response:
+    """A request on a connection of its own, which the kernel gives to one of the processes."""
+    return httpx.post(server.url + path, content=JPEG, timeout=30)
+
+
+def children(server: Server) -> set[int]:
+    found = subprocess.run(["ps", "--ppid", str(server.process.pid), "-o", "pid="], capture_output=True, text=True)
+    return set(map(int, found.stdout.split()))
+
+
+def counts(server: Server) -> dict[int, float]:
+    """Good predictions by process."""
+    found = samples(httpx.get(server.url + "/metrics", timeout=30).text)
+    return {process: found[f'akin_requests_total{{process="{process}",status="200"}}'] for process in (1, 2)}
+
+
+def test_both_processes_answer_and_any_of_them_tells_the_metrics_of_both(pair: Server) -> None:
+    before = counts(pair)
+    for _ in range(60):
+        assert ask(pair).status_code == 200
+    after = counts(pair)
+    assert sum(after.values()) - sum(before.values()) == 60
+    assert all(after[process] > before[process] for process in (1, 2))
+
+
+def test_a_row_put_through_one_is_found_through_either(pair: Server) -> None:
+    assert httpx.put(f"{pair.url}/index/new", content=JPEG, timeout=30).status_code == 200
+    for _ in range(20):
+        assert ask(pair, PATH + "?k=1").json()["neighbors"][0]["id"] == "new"
+
+
+def test_a_process_that_is_killed_is_replaced_while_the_other_goes_on(pair: Server) -> None:
+    before = children(pair)
+    assert len(before) == 2
+    os.kill(min(before), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while len(children(pair) - before) < 1:
+        assert time.monotonic() < deadline, pair.log
+        time.sleep(0.05)
+    while len(counts_or_none(pair)) < 2:
+        assert time.monotonic() < deadline, pair.log
+        time.sleep(0.05)
+    assert ask(pair).status_code == 200
+
+
+def counts_or_none(server: Server) -> dict[int, float]:
+    try:
+        return counts(server)
+    except (KeyError, httpx.TransportError):
+        return {}
+
+
+def test_one_that_cannot_start_ends_all_with_its_reason(seeded_store: Path, tmp_path: Path) -> None:
+    arguments = ["--processes", "2", "--images", str(tmp_path / "none")]
+    process, log_file = start(seeded_store, tmp_path / "run", arguments)
+    assert process.wait(timeout=60) == 1
+    (line,) = log_file.read_text().splitlines()
+    assert line.startswith("akin: ") and "does not exist" in line
+
+
+def test_processes_whose_parent_is_killed_end_too(seeded_store: Path, tmp_path: Path) -> None:
+    with running_server(seeded_store, tmp_path, ["--processes", "2"]) as server:
+        orphans = children(server)
+        server.process.kill()
+        server.process.wait()
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) -> None:
+    command = [sys.executable, "-m", "handlers.deploy", str(seeded_store), "--as", "twin", "--port", str(pair.port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=pair.log_file.parent, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "in 2 processes" in done.stdout, done.stderr
+    assert {ask(pair, "/predictions/twin").status_code for _ in range(20)} == {200}
+
+
+def test_families_stand_once_and_every_sample_says_its_process() -> None:
+    one = '# HELP a_total Things.\n# TYPE a_total counter\na_total{kind="x{y}"} 1.0\n# HELP b Depth.\n# TYPE b gauge\nb 2.0\n'
+    assert merge({1: one, 2: one.replace("2.0", "5.0")}) == (
+        "# HELP a_total Things.\n# TYPE a_total counter\n"
+        'a_total{process="1",kind="x{y}"} 1.0\na_total{process="2",kind="x{y}"} 1.0\n'
+        '# HELP b Depth.\n# TYPE b gauge\nb{process="1"} 2.0\nb{process="2"} 5.0\n'
+    )
