@@ -22,6 +22,10 @@ INDEX ?=
 RAM ?=
 TOKEN_FILE ?=
 THUMBNAILS ?=
+PROCESSES ?=
+PROVIDER ?=
+GRPC_PORT ?=
+STORE ?=
 ARGS ?=
 PYTHON ?=
 GPU ?= $(if $(wildcard .venv/installed-serve-gpu),1,0)
@@ -38,7 +42,7 @@ option = $(if $($(1)),--$(2) "$($(1))")
 sources = $(if $(DATA),--data $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full setup-milvus serve index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes bench-index load-test test test-long lint clean distclean
+.PHONY: help setup setup-full setup-milvus setup-openvino serve deploy index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes bench-index load-test test test-long test-page lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,14 +54,23 @@ setup-milvus: $(serving) ## what INDEX=milvus://host:19530 needs on top, into .v
 	@.venv/bin/python -m pip install --quiet -r requirements/milvus.txt || \
 		uv pip install --quiet --python .venv/bin/python -r requirements/milvus.txt
 
+setup-openvino: $(serving) ## what PROVIDER=OpenVINO needs on top, into .venv
+	@.venv/bin/python -m pip install --quiet -r requirements/openvino.txt || \
+		uv pip install --quiet --python .venv/bin/python -r requirements/openvino.txt
+
 $(serving): requirements/$(serving_lock).txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv $<
 $(full): requirements/full.txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv-full $<
 
-serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder GPU=1 INDEX=milvus://host:19530 RAM=2GB THUMBNAILS=1 TOKEN_FILE=file
+serve: $(serving) ## answer over HTTP: PORT=8080 IMAGES=folder PROCESSES=4 GPU=1 INDEX=milvus://host:19530 RAM=2GB TOKEN_FILE=file
 	@exec .venv/bin/akin serve --port $(PORT) $(if $(images),--images "$(images)") $(call option,INDEX,index) \
-		$(call option,RAM,ram) $(call option,TOKEN_FILE,token-file) $(if $(filter 1,$(THUMBNAILS)),--thumbnails) $(ARGS)
+		$(call option,RAM,ram) $(call option,TOKEN_FILE,token-file) $(call option,PROCESSES,processes) \
+		$(call option,PROVIDER,require-provider) $(call option,GRPC_PORT,grpc-port) \
+		$(if $(filter 1,$(THUMBNAILS)),--thumbnails) $(ARGS)
+
+deploy: $(serving) ## let the running server answer with another model, dropping nothing: STORE=folder PORT=8080
+	@exec .venv/bin/akin deploy "$(or $(STORE),$(error make deploy needs STORE=, the folder of a model))" --port $(PORT) $(ARGS)
 
 index: $(serving) ## add a folder's new images to the gallery, also while it is served: IMAGES=folder
 	@exec .venv/bin/akin index add "$(or $(images),$(error make index needs IMAGES=folder))" $(ARGS)

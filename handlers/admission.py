@@ -31,6 +31,24 @@ class Abandoned(Exception):
     """The client has gone while its job waited; it was not run."""
 
 
+class Pace:
+    """When refusals may go out: the first at once, those that follow at most so many a second.
+
+    A client that comes back the moment it is refused would otherwise take the time of those who are served; so it
+    waits for its refusal as others wait for their answer.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._gap_s = 1 / per_second
+        self._next = 0.0
+
+    def delay_s(self) -> float:
+        """How long this one has to wait."""
+        now = monotonic()
+        self._next = max(now, self._next + self._gap_s)
+        return self._next - now
+
+
 class _Job(NamedTuple):
     work: Callable[[], Any]
     future: "asyncio.Future[Any]"

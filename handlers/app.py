@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from handlers import index_routes, openai
+from handlers import index_routes, openai, pages
 from handlers.bulk import bulk
 from handlers.exchange import (
     Front,
@@ -38,6 +38,11 @@ Stream = Callable[[Front, Scope, Receive, Send], Awaitable[None]]
 MODEL_PREFIX = "/models/"
 # Answered without a token where reads are protected: whether all is well, and what shows a page without any data.
 OPEN_PATHS = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return path in OPEN_PATHS or path.startswith(pages.FILES) or (path == pages.HOME and pages.wants_page(scope))
 ENDPOINTS = {
     "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
     "POST /v1/embeddings": "images to embeddings, as OpenAI's clients ask for them",
@@ -80,7 +85,7 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
             return
         with front.under_way.one():
             scope = _of_model(scope)
-            if front.access.protect_reads and scope["path"] not in OPEN_PATHS:
+            if front.access.protect_reads and not _is_open(scope):
                 try:
                     front.access.check_read(dict(scope["headers"]))
                 except RequestError as error:
@@ -118,6 +123,7 @@ def _route_for(scope: Scope) -> Route | Stream | None:
         return bulk
     return (
         openai.route_for(path)
+        or pages.route_for(scope)
         or index_routes.route_for(path, method)
     )
 

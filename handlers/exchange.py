@@ -14,7 +14,7 @@ from secrets import token_hex
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from handlers.admission import Abandoned, Admission, QueueFull
+from handlers.admission import Abandoned, Admission, Pace, QueueFull
 from handlers.metrics import Metrics
 from handlers.models import Models
 from handlers.service import RequestError, Service, error_json
@@ -27,6 +27,7 @@ from index.errors import GalleryError
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
 MAX_HELD_BYTES = 1 << 30  # of bodies that are being read or wait for a worker, all together
+REFUSALS_PER_S = 250  # for a full queue: a twentieth of what one core could send
 REQUEST_ID = re.compile(rb"[!-~]{1,64}")
 
 Scope = MutableMapping[str, Any]
@@ -98,6 +99,7 @@ class Front:
     access_log: AccessLog | None = None  # told of every answer
     render_metrics: Callable[[], bytes] | None = None  # for Prometheus; None: those of this process
     under_way: UnderWay = field(default_factory=UnderWay)
+    refusals: Pace = field(default_factory=lambda: Pace(REFUSALS_PER_S))
     held_bytes: int = 0  # of bodies
 
     @property
@@ -175,6 +177,11 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
     except (ClientGone, Abandoned):
         front.metrics.reject("client gone")
         return
+    except QueueFull as error:
+        reply = refusal(front, request, error, route.error_json)
+        front.held_bytes -= len(request.body)
+        request.body = b""
+        await asyncio.sleep(front.refusals.delay_s())
     except Exception as error:
         # Not kept beyond this block: its traceback holds this frame, and so the body.
         reply = refusal(front, request, error, route.error_json)

@@ -46,8 +46,8 @@ class Settings:
     processes: int = 1
     threads: int | None = None  # workers of each process; None: the cores, shared out
     idle_threads: int | None = None  # cores that a request may use while it is alone; None: the process's share
-    queue: int = 128  # requests that may wait for a worker
-    max_wait_ms: int = 250  # of work that may wait before a request
+    queue: int = 1024  # requests that may wait for a worker
+    max_wait_ms: int = 500  # of work that may wait before a request
     connections: int = 1000
     require_provider: str | None = None  # the execution provider that must run the model; None: the fastest there is
     max_batch: int | None = None  # images of several requests in one call of the model; None: 32 on a GPU, else 1

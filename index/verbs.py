@@ -23,17 +23,25 @@ from index.duplicates import near_duplicates
 from index.errors import GalleryError, NotThere, RowRefused
 from index.face import Index, Neighbor, Stats
 from index.gallery import Gallery
-from index.open import DEFAULT_GALLERY, MILVUS, open_index
+from index.open import DEFAULT_GALLERY, MILVUS, open_index, own_gallery
 from index.seed import seed_gallery
 from index.store import FILE_NAME, Store
+from index.thumbnails import FILE_NAME as THUMBNAILS
 from index.thumbnails import Thumbnails
 from index.verify import verify as faults_of
 from index.votes import vote
 
 
 def add(chosen: Namespace) -> int:
-    """Embed and add what is new. Fails where not one image is in the index afterwards."""
+    """Embed and add what is new. Fails where not one image is in the index afterwards.
+
+    A source that is served by `akin serve --images` goes into the gallery it has there, thumbnails as they are.
+    """
     sources = _sources(chosen.sources, chosen.split)
+    if chosen.where is None and len(sources) == 1 and (own := own_gallery(sources[0][0])).is_dir():
+        chosen.where = str(own)
+        chosen.thumbnails = chosen.thumbnails or (own / THUMBNAILS).exists()
+        print(f"into {own}, where these images are served from", flush=True)
     encoder = Encoder.load(chosen.model_store, chosen.name)
     usable = 0
     with ExitStack() as stack:

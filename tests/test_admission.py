@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from handlers.admission import Abandoned, Admission, Costs, QueueFull
+from handlers.admission import Abandoned, Admission, Costs, Pace, QueueFull
 
 Scenario = Callable[[Admission, threading.Event], Awaitable[None]]
 
@@ -245,3 +245,11 @@ def test_alone_is_whoever_has_nobody_beside_or_behind() -> None:
         await under_way
 
     play(scenario, threads=2, capacity=1)
+
+
+def test_the_first_refusal_goes_out_at_once_and_a_storm_of_them_stands_in_line() -> None:
+    pace = Pace(per_second=100)
+    assert pace.delay_s() == 0
+    delays = [pace.delay_s() for _ in range(50)]
+    assert delays == sorted(delays)
+    assert 0.4 < delays[-1] <= 0.5
