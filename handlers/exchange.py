@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from itertools import count
 from secrets import token_hex
@@ -217,9 +217,13 @@ _NUMBERS = count(1)
 
 def about(request: str, seconds: float, timing_ms: dict[str, float]) -> HeaderList:
     """The headers that every answer carries: Server-Timing (W3C), milliseconds by stage, and the request's id."""
-    stages = "".join(f"{stage};dur={ms:.3f}, " for stage, ms in timing_ms.items())
-    timing = f"{stages}total;dur={seconds * 1e3:.3f}"
+    timing = server_timing({**timing_ms, "total": seconds * 1e3})
     return (b"server-timing", timing.encode()), (b"x-request-id", request.encode())
+
+
+def server_timing(timing_ms: Mapping[str, float]) -> str:
+    """Milliseconds by stage as the header Server-Timing has them."""
+    return ", ".join([f"{stage};dur={ms:.3f}" for stage, ms in timing_ms.items()])
 
 
 async def send_reply(receive: Receive, send: Send, reply: Reply, unread: bool = False) -> None:

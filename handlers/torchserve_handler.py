@@ -18,6 +18,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 from encoder.golden import GoldenMismatch, golden_batch
 from encoder.manifest import Manifest, ManifestError
 from encoder.session import ArtifactError, Encoder
+from handlers.exchange import server_timing
 from handlers.service import RequestError, Service
 from handlers.torchserve.batch import answer_batch
 from handlers.torchserve.inputs import Inputs, parse_inputs
@@ -52,6 +53,8 @@ class EncoderHandler:
         for number, reply in enumerate(replies):
             context.set_response_content_type(number, "application/json")
             context.set_response_header(number, "akin-provider", self._service.encoder.provider)
+            if reply.timing_ms:
+                context.set_response_header(number, "server-timing", server_timing(reply.timing_ms))
             context.set_response_status(reply.status, idx=number)
         return [reply.payload for reply in replies]
 

@@ -1,7 +1,8 @@
 """A batch of TorchServe requests answered: one embedding call for all that ask alike, a status for each."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from handlers.exchange import internal_error, new_id
@@ -15,6 +16,7 @@ class Reply(NamedTuple):
 
     status: int
     payload: bytes
+    timing_ms: Mapping[str, float] = MappingProxyType({})  # by stage, of the batch it was in
 
 
 def answer_batch(service: Service, requests: Sequence[Inputs | RequestError]) -> list[Reply]:
@@ -33,13 +35,15 @@ def answer_batch(service: Service, requests: Sequence[Inputs | RequestError]) ->
 
 def _answer_alike(service: Service, options: Options, requests: Sequence[Inputs]) -> list[Reply]:
     images = [image for request in requests for image in request.images]
+    timing_ms: dict[str, float] = {}
     try:
-        answers = iter(service.answer_many(images, options))
+        answers = iter(service.answer_many(images, options, timing_ms))
     except RequestError as error:
         return [_refusal(error) for _ in requests]
     except Exception as error:
         return [_refusal(RequestError(500, internal_error(error, new_id()))) for _ in requests]
-    return [_reply([next(answers) for _ in request.images], options) for request in requests]
+    replies = [_reply([next(answers) for _ in request.images], options) for request in requests]
+    return [reply._replace(timing_ms=timing_ms) for reply in replies]
 
 
 def _reply(answers: Sequence[Answer | ImageError], options: Options) -> Reply:
