@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -36,6 +37,7 @@ from handlers.service import RequestError, error_json, to_json
 
 Stream = Callable[[Front, Scope, Receive, Send], Awaitable[None]]
 MODEL_PREFIX = "/models/"
+OF_MODELS = ("index", "thumbnails")
 # Answered without a token where reads are protected: whether all is well, and what shows a page without any data.
 OPEN_PATHS = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 
@@ -103,15 +105,15 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def _of_model(scope: Scope) -> Scope:
-    """/models/NAME/index... is /index... with the model's name beside it."""
+    """/models/NAME/index... and /models/NAME/thumbnails... are those paths with the model's name beside them."""
     path: str = scope["path"]
     if not path.startswith(MODEL_PREFIX):
         return scope
-    name, slash, rest = path.removeprefix(MODEL_PREFIX).partition("/")
-    if not slash:
+    name, _, rest = path.removeprefix(MODEL_PREFIX).partition("/")
+    pieces = scope["raw_path"].split(b"/", 3)  # nothing, models, NAME, the rest; each may be percent-encoded
+    if rest.partition("/")[0] not in OF_MODELS or len(pieces) < 4 or unquote_to_bytes(pieces[2]) != name.encode():
         return scope
-    raw = scope["raw_path"].removeprefix(MODEL_PREFIX.encode()).partition(b"/")[2]
-    return {**scope, "path": "/" + rest, "raw_path": b"/" + raw, "akin.model": name}
+    return {**scope, "path": "/" + rest, "raw_path": b"/" + pieces[3], "akin.model": name}
 
 
 def _route_for(scope: Scope) -> Route | Stream | None:

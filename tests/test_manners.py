@@ -6,14 +6,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from encoder.session import Encoder
 from handlers.service import Service
-from tests.pictures import encode, scene
+from tests.pictures import encode
 from tests.server import Server, running_server
 from tests.serving import JPEG, PATH, assert_refused, connect, front_with, post_head, samples, talk
 
-LARGE = encode(scene(1500, 1500), "PNG")  # a tenth of a second of decoding
+LARGE = encode(Image.new("RGB", (5000, 5000), "teal"), "PNG")  # 75 KB, and a quarter of a second of decoding
 REJECTED = 'akin_rejected_total{reason="%s"}'
 
 
@@ -31,7 +32,9 @@ def until(server: Server, name: str, value: float) -> None:
 def test_a_request_whose_client_has_left_while_it_waited_is_not_computed(seeded_store: Path, tmp_path: Path) -> None:
     with running_server(seeded_store, tmp_path, ["--threads", "1"]) as server:
         busy, left = connect(server), [connect(server) for _ in range(5)]
-        busy.sendall(post_head(f"content-length: {len(LARGE)}") + LARGE)
+        form = b"".join(b"--x\r\n\r\n%b\r\n" % LARGE for _ in range(6)) + b"--x--\r\n"
+        kind = "content-type: multipart/form-data; boundary=x"
+        busy.sendall(post_head(kind, f"content-length: {len(form)}") + form)
         until(server, "akin_jobs_in_flight", 1)
         for connection in left:
             connection.sendall(post_head(f"content-length: {len(JPEG)}") + JPEG)
@@ -52,7 +55,7 @@ def test_more_work_than_may_wait_gets_503_with_the_time_to_come_again_and_then_a
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             return await asyncio.gather(*(client.post(PATH, content=LARGE) for _ in range(40)))
 
-    with running_server(seeded_store, tmp_path, ["--threads", "1", "--max-wait-ms", "150"]) as server:
+    with running_server(seeded_store, tmp_path, ["--threads", "1", "--max-wait-ms", "300"]) as server:
         for _ in range(2):  # until it knows what such a request takes
             httpx.post(server.url + PATH, content=LARGE, timeout=30)
         answers = asyncio.run(flood(server.url))
