@@ -55,8 +55,8 @@ setup-milvus: $(serving) ## what INDEX=milvus://host:19530 needs on top, into .v
 		uv pip install --quiet --python .venv/bin/python -r requirements/milvus.txt
 
 setup-openvino: $(serving) ## what PROVIDER=OpenVINO needs on top, into .venv
-	@.venv/bin/python -m pip install --quiet -r requirements/openvino.txt || \
-		uv pip install --quiet --python .venv/bin/python -r requirements/openvino.txt
+	@.venv/bin/python -m pip install --quiet --no-deps -r requirements/openvino.txt || \
+		uv pip install --quiet --no-deps --python .venv/bin/python -r requirements/openvino.txt
 
 $(serving): requirements/$(serving_lock).txt
 	@PYTHON="$(PYTHON)" sh requirements/install.sh .venv $<
@@ -124,7 +124,10 @@ test: $(serving) lint ## lint, types and the tests, in under ten minutes
 	.venv-full/bin/python -m pytest $(ARGS)
 
 test-long: $(serving) lint ## the same, and the tests that take minutes each
-	.venv-full/bin/python -m pytest -m "long or not long" $(ARGS)
+	.venv-full/bin/python -m pytest -m "not page" $(ARGS)
+
+test-page: $(serving) $(full) ## the page, in headless Chromium (apt-get install chromium); screenshots into var/page
+	.venv-full/bin/python -m pytest -m page tests/page $(ARGS)
 
 lint: $(full) ## ruff and mypy
 	.venv-full/bin/python -m ruff check .

@@ -33,7 +33,7 @@ class _Request:
 
 
 class Batching:
-    """An `Encoder` whose calls are joined: `embed` may be called from any number of threads, one thread runs the device.
+    """An `Encoder` whose calls are joined: any number of threads may call `embed`, one thread runs the device.
 
     A run begins as soon as the device is free, with what has come until then. Only while other callers are
     within `coming` is it held back for them, by `deadline_ms` after its first images came at most.
@@ -91,13 +91,14 @@ class Batching:
         finally:
             with self._changed:
                 self._calling -= 1
+            del request  # the traceback of an exception holds this frame: a cycle, which would keep the images
 
-    def close(self) -> None:
-        """Run what has been handed in, take no more, and end the thread."""
+    def close(self, patience_s: float = 5.0) -> None:
+        """Run what has been handed in, take no more, and end the thread; one that is stuck is left behind."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(patience_s)
 
     def _work(self) -> None:
         while taken := self._take():
@@ -107,8 +108,8 @@ class Batching:
     def _take(self) -> list[tuple[_Request, np.ndarray]]:
         """The images of the next run, by request, in the order in which they came; none when all is done."""
         with self._changed:
-            while self._held_s() > 0:
-                self._changed.wait(None if self._held_s() == math.inf else self._held_s())
+            while (held_s := self._held_s()) > 0:
+                self._changed.wait(None if held_s == math.inf else held_s)
             taken, room = [], len(self._images)
             while self._waiting and room:
                 request = self._waiting[0]

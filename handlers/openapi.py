@@ -24,6 +24,7 @@ from handlers.openapi_schemas import (
 from handlers.openapi_server import SERVER_PATHS
 from handlers.service import ENCODINGS, FIELDS, MAX_K
 
+_VERSION = parameter("version", "path", {"type": "string", "minLength": 1}, "one that GET /models lists")
 _K = {"type": "integer", "minimum": 0, "maximum": MAX_K, "default": 0}
 _FIELDS = {
     "type": "string",
@@ -72,8 +73,9 @@ def _predict(operation: str, parameters: list[Schema]) -> Schema:
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",
-                        "required": ["image"],
+                        "minProperties": 1,
                         "properties": {"image": array(BINARY), "k": _K, "fields": _FIELDS, "encoding": _ENCODING},
+                        "additionalProperties": BINARY | {"description": "an image, whatever its name"},
                     }
                 },
             },
@@ -98,7 +100,7 @@ _EMBEDDINGS_REQUEST = strict(
     {
         "input": {"oneOf": [IMAGE, array(IMAGE, minItems=1, maxItems=MAX_INPUTS)]},
         "model": {"type": "string", "minLength": 1, "examples": ["encoder"]},
-        "encoding_format": _ENCODING,
+        "encoding_format": _ENCODING | {"type": ["string", "null"], "enum": [*ENCODINGS, None]},
         "dimensions": {"type": ["integer", "null"], "description": "the model's own, or left out"},
         "user": {"description": "ignored"},
     },
@@ -131,13 +133,8 @@ PATHS: dict[str, Schema] = {
         "put": _predict("predict_upload", [MODEL_NAME]),
     },
     "/predictions/{name}/{version}": {
-        "post": _predict(
-            "predict_version",
-            [
-                MODEL_NAME,
-                parameter("version", "path", {"type": "string", "minLength": 1}, "one that GET /models lists"),
-            ],
-        )
+        "post": _predict("predict_version", [MODEL_NAME, _VERSION]),
+        "put": _predict("predict_version_upload", [MODEL_NAME, _VERSION]),
     },
     EMBEDDINGS_PATH: {
         "post": {

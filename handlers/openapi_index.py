@@ -29,7 +29,7 @@ from index.filters import BOUNDS, MAX_CONDITIONS, MAX_VALUES
 from index.projection import MAX_POINTS
 
 _SCALAR = {"type": ["string", "number", "boolean"]}
-_FILTER = {
+_FILTER: Schema = {
     "type": "object",
     "description": "conditions on label and metadata that must all hold: a value, a list of values, or a range of "
     "gt, gte, lt and lte",
@@ -43,8 +43,8 @@ _FILTER = {
     },
     "examples": [{"label": ["cat", "dog"], "year": {"gte": 1990, "lt": 2000}}],
 }
-_K = {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": DEFAULT_K}
-_MIN_SCORE = {"type": "number", "minimum": -1, "maximum": 1}
+_K: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": DEFAULT_K}
+_MIN_SCORE: Schema = {"type": "number", "minimum": -1, "maximum": 1}
 _BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 _ID = parameter("id", "path", {"type": "string", "minLength": 1}, "may hold slashes")
 _DESCRIBED: dict[str, Schema] = {"label": MAYBE_TEXT, "metadata": METADATA | {"type": ["object", "null"]}}
@@ -62,7 +62,7 @@ _STORED = strict(
     description="predicted: of an image, by a model with a probe",
 )
 _RECORD = strict({"id": TEXT, "label": MAYBE_TEXT, "metadata": METADATA, "vector": NUMBERS})
-_REFINED = {
+_REFINED: dict[str, Schema] = {
     "k": _K,
     "filter": {"anyOf": [_FILTER, {"type": "null"}]},
     "min_score": _MIN_SCORE | {"type": ["number", "null"]},

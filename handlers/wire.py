@@ -103,9 +103,10 @@ class Wire(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self.data_received(self._without_upgrade() + data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            cause = error.__context__  # an exception of our own methods below
+            cause = error.__context__  # an exception of a method below
             if not isinstance(cause, Refused):
-                cause = Refused(400, "malformed", f"not well-formed HTTP/1.1 ({error}); mend the request")
+                text = f"not well-formed HTTP/1.1: {str(cause or error)[:100]}; mend the request"
+                cause = Refused(400, "malformed", text)
             self._refuse(cause)
 
     def on_headers_complete(self) -> None:

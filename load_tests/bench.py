@@ -12,25 +12,28 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from encoder.manifest import Manifest, ManifestError
 from images.sources import SourceError
-from load_tests import machine, report, server, wrk
+from load_tests import encodings, machine, overload, report, server, wrk
 from load_tests.arguments import at_least_one
+from load_tests.encodings import ENCODINGS
 from load_tests.floor import Floor, measure_with
-from load_tests.fronts import FRONTS, ROOT, Model
+from load_tests.fronts import FRONTS, ROOT, Model, NativeOptions, native
 from load_tests.photos import Photo, camera_photo, small_photo
-from load_tests.visit import Camera, Visit, rows_of
+from load_tests.visit import Extras, OneConnection, Visit, rows_of
 from load_tests.wrk import Load
 
 ERRORS = (ManifestError, SourceError, server.ServerError, wrk.LoadError, OSError)
 NEIGHBORS = 5
 ASK_FOR_NEIGHBORS = (("akin-k", str(NEIGHBORS)),)  # TorchServe drops a query
-CAMERA_FRONT = "native"  # all fronts decode alike, and a large photo costs little else
+NATIVE = "native"  # the front with rows of its own
+SLICE_SECONDS = 1  # of each encoding, before the next one's turn
 WARM_UP_CONNECTIONS = 8
 
 
@@ -78,25 +81,39 @@ class Bench:
     manifest: Manifest
     small: Path  # a JPEG file
     camera: Path
+    options: NativeOptions
+    variants: Mapping[str, Sequence[str]]  # of the native front, by name: the arguments to start it with
 
     def visit(self, front: str, folder: Path) -> Visit:
         """Start a front in `folder`, which is empty, twice; load it after the second start."""
-        with FRONTS[front](self.model, folder) as first:
+        with self._started(front, folder) as first:
             self._check_answers(first)
-        with FRONTS[front](self.model, folder) as served:
+        with self._started(front, folder) as served:
             url = f"{served.url}{self._path}"
             wrk.post(url, self.small, WARM_UP_CONNECTIONS, self.settings.warm_up)
-            return Visit(
+            visit = Visit(
                 floor=self._floor(self.small),
                 one=self._load(url, self.small, connections=1),
                 one_with_neighbors=self._load(url, self.small, connections=1, headers=ASK_FOR_NEIGHBORS),
                 eight=self._load(url, self.small, connections=8),
                 thirty_two=self._load(url, self.small, connections=32),
-                camera=self._camera(url) if front == CAMERA_FRONT else None,
                 first_start_s=first.ready_s,
                 later_start_s=served.ready_s,
                 memory=served.memory(),
             )
+            if front != NATIVE:
+                return visit
+            camera, answers = self._one(url, self.camera), self._encodings(served)
+            borne = overload.measure(
+                served.port, self._path, self.small.read_bytes(), self.settings.seconds, self.options.max_wait_ms
+            )
+        return replace(visit, extras=Extras(camera, answers, self._variants(folder), borne))
+
+    def _started(self, front: str, folder: Path) -> AbstractContextManager[server.Server]:
+        """With the floor's number of threads for a request, wherever that can be said."""
+        if front == NATIVE:
+            return native(self.model, folder, self.options.idle_threads(1) or ())
+        return FRONTS[front](self.model, folder)
 
     @property
     def _path(self) -> str:
@@ -116,8 +133,27 @@ class Bench:
         if found != expected:
             raise server.ServerError(f"the answer has {found}, the manifest says {expected}")
 
-    def _camera(self, url: str) -> Camera:
-        return Camera(self._floor(self.camera), self._load(url, self.camera, connections=1))
+    def _encodings(self, served: server.Server) -> dict[str, list[Load]]:
+        encodings.check(served, self._path, self.small.read_bytes())
+        loads: dict[str, list[Load]] = {name: [] for name in ENCODINGS}
+        for number in range(self.settings.seconds):
+            # To and fro, so that a machine that slows down on the way hits all alike.
+            for name, each in list(ENCODINGS.items())[:: -1 if number % 2 else 1]:
+                url = f"{served.url}{self._path}{each.query}"
+                loads[name].append(wrk.post(url, self.small, 1, SLICE_SECONDS, each.headers))
+        return loads
+
+    def _variants(self, folder: Path) -> dict[str, OneConnection]:
+        taken = {}
+        for name, options in self.variants.items():
+            with native(self.model, folder, options) as served:
+                url = f"{served.url}{self._path}"
+                wrk.post(url, self.small, WARM_UP_CONNECTIONS, SLICE_SECONDS)
+                taken[name] = self._one(url, self.small)
+        return taken
+
+    def _one(self, url: str, photo: Path) -> OneConnection:
+        return OneConnection(self._floor(photo), self._load(url, photo, connections=1))
 
     def _floor(self, photo: Path) -> Floor:
         return measure_with(self.model.python, self.model.store, self.model.name, photo, self.settings.seconds)
@@ -135,10 +171,12 @@ def run(settings: Settings) -> int:
     small, camera = small_photo(settings.images), camera_photo()
     about = described | _about(settings, manifest, small, camera)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
+    options = NativeOptions.of(model.python)
     visits: dict[str, list[Visit]] = {front: [] for front in settings.fronts}
     # Beside the result, as galleries lie on disk: /tmp is often memory, where a first start costs less.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.out.parent) as work:
-        bench = Bench(settings, model, manifest, Path(work) / "small.jpg", Path(work) / "camera.jpg")
+        files = Path(work) / "small.jpg", Path(work) / "camera.jpg"
+        bench = Bench(settings, model, manifest, *files, options, _variants(options, described["versions"]))
         bench.small.write_bytes(small.data)
         bench.camera.write_bytes(camera.data)
         for number in range(1, settings.rounds + 1):
@@ -168,6 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _variants(options: NativeOptions, versions: Mapping[str, str]) -> dict[str, Sequence[str]]:
+    """How else the native front is started; what its environment does not have is left out."""
+    openvino = options.openvino if {"openvino", "onnxruntime-openvino"} & versions.keys() else None
+    possible = {"idle cores used": options.idle_threads(2), "on OpenVINO": openvino}
+    return {name: arguments for name, arguments in possible.items() if arguments is not None}
 
 
 def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The fronts that can be started to be measured, each as its make target runs it, on a free port."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +37,44 @@ class Model:
         return ["--model-store", str(self.store.resolve()), "--name", self.name]
 
 
+@dataclass(frozen=True)
+class NativeOptions:
+    """What `akin serve --help` lists in an environment: only what is there is asked for."""
+
+    help: str  # its white space one space each
+
+    @classmethod
+    def of(cls, python: Path) -> "NativeOptions":
+        """Ask the interpreter `python`."""
+        done = subprocess.run(
+            [*_akin(python), "serve", "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        if done.returncode:
+            raise server.ServerError(f"akin serve --help failed: {done.stderr.strip()}")
+        # argparse breaks lines, at hyphens too.
+        return cls(" ".join(re.sub(r"-\n\s+", "-", done.stdout).split()))
+
+    def idle_threads(self, number: int) -> tuple[str, ...] | None:
+        """The arguments with which a request that is alone gets so many threads; None where none can ask for it."""
+        return ("--idle-threads", str(number)) if "--idle-threads" in self.help else None
+
+    @property
+    def openvino(self) -> tuple[str, ...] | None:
+        """The arguments for OpenVINO and nothing else; None where it cannot be asked for."""
+        offered = re.search(r"--require-provider\b.*?\b(OpenVINO\w*)", self.help)
+        return ("--require-provider", offered[1]) if offered else None
+
+    @property
+    def max_wait_ms(self) -> float | None:
+        """How long a request may wait in the queue by default; None where it has no such limit."""
+        default = re.search(r"--max-wait-ms\b[^(]*\(default: ([\d.]+)", self.help)
+        return float(default[1]) if default else None
+
+
 @contextmanager
-def native(model: Model, folder: Path) -> Iterator[server.Server]:
-    """`make serve`, with its gallery in `folder`."""
-    with server.running([*_akin(model.python), "serve", *model.arguments], folder) as started:
+def native(model: Model, folder: Path, options: Sequence[str] = ()) -> Iterator[server.Server]:
+    """`make serve`, with its gallery in `folder`, and `options` more."""
+    with server.running([*_akin(model.python), "serve", *model.arguments, *options], folder) as started:
         yield started
 
 

@@ -14,7 +14,10 @@ INSTRUCTION_SETS = (
     *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8"),
     *("asimddp", "i8mm", "sve", "sve2"),
 )
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "faiss-cpu", "uvicorn", "uvloop", "httptools")
+LIBRARIES = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "pillow", "simplejpeg"),
+    *("faiss-cpu", "uvicorn", "uvloop", "httptools"),
+)
 _VERSIONS = """
 import json, platform, sys
 from importlib.metadata import PackageNotFoundError, version

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-DECIMALS = {"ms": 2, "s": 2, "×": 2, "images/s": 0, "MB": 0}
+DECIMALS = {"ms": 2, "s": 2, "×": 2, "images/s": 0, "1/s": 0, "cosine": 4, "MB": 0, "": 0}
 HEADINGS = ("", "median", "lowest to highest", "target", "")
 
 
@@ -85,8 +85,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     decimals = DECIMALS[row.unit]
     return (
         row.name,
-        f"{row.median:,.{decimals}f} {row.unit}",
+        f"{row.median:,.{decimals}f} {row.unit}".rstrip(),
         f"{min(row.rounds):,.{decimals}f} to {max(row.rounds):,.{decimals}f}",
-        f"{row.target.bound} {row.target.limit:g} {row.unit}" if row.target else "",
+        f"{row.target.bound} {row.target.limit:g} {row.unit}".rstrip() if row.target else "",
         row.verdict,
     )

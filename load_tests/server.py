@@ -4,20 +4,28 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.005
+PORTS = 5  # that TorchServe takes, from the one it is given
 
 
 class ServerError(Exception):
     """A server that did not start, or answered wrongly."""
+
+
+class Content(NamedTuple):
+    """What a good answer carries."""
+
+    type: str  # its media type, without parameters
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Server:
 
     def post(self, path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """The JSON of one good answer."""
+        return json.loads(self.fetch(path, body, headers).body)
+
+    def fetch(self, path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> Content:
+        """One good answer as it came."""
         connection = HTTPConnection(HOST, self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request("POST", path, body, {"content-type": "image/jpeg", **dict(headers)})
@@ -43,7 +55,7 @@ class Server:
             connection.close()
         if response.status != 200:
             raise ServerError(f"POST {path} was answered with {response.status}: {content.decode(errors='replace')}")
-        return json.loads(content)
+        return Content(response.headers.get_content_type(), content)
 
     def memory(self) -> "Memory":
         """Of its process and all those below it, added up: what they share counts for each. Linux only."""
@@ -141,5 +153,11 @@ def _ready(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """The first of PORTS in a row that are free."""
+    while True:
+        with ExitStack() as held:
+            first = held.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
+            with suppress(OSError, OverflowError):  # taken, or beyond the last port
+                for port in range(first + 1, first + PORTS):
+                    held.enter_context(socket.create_server((HOST, port)))
+                return int(first)

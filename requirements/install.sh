@@ -72,7 +72,7 @@ rm -rf "$environment"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 create_environment
-$install -r "$lock" || fail "could not install $lock; run make again once the cause above is gone"
+$install --no-deps -r "$lock" || fail "could not install $lock; run make again once the cause above is gone"
 
 cat >"$environment/bin/akin" <<'LAUNCHER'
 #!/bin/sh

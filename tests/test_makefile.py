@@ -116,7 +116,7 @@ def test_setup_installs_the_serving_lock_and_says_so_before_it_begins(checkout: 
     made = checkout.make("setup")
     assert made.exit_code == 0
     assert made.output.startswith("akin: installing requirements/serve.txt into .venv")
-    assert made.installed == ["-m pip install -r requirements/serve.txt"]
+    assert made.installed == ["-m pip install --no-deps -r requirements/serve.txt"]
     assert checkout.exists(".venv/bin/akin")
 
 
@@ -148,10 +148,10 @@ def test_a_lock_that_only_looks_newer_is_not_installed_again(checkout: Checkout)
 def test_gpu_is_switched_on_kept_and_switched_off(checkout: Checkout) -> None:
     checkout.add_python("python3", "3.11")
     checkout.make("setup")
-    assert checkout.make("setup", "GPU=1").installed[1:] == ["-m pip install -r requirements/serve-gpu.txt"]
+    assert checkout.make("setup", "GPU=1").installed[1:] == ["-m pip install --no-deps -r requirements/serve-gpu.txt"]
     assert not checkout.exists(".venv/installed-serve")
     assert len(checkout.make("setup").installed) == 2
-    assert checkout.make("setup", "GPU=0").installed[2:] == ["-m pip install -r requirements/serve.txt"]
+    assert checkout.make("setup", "GPU=0").installed[2:] == ["-m pip install --no-deps -r requirements/serve.txt"]
 
 
 def test_a_failed_installation_is_done_again_from_scratch(checkout: Checkout) -> None:
@@ -227,7 +227,7 @@ def test_a_python_without_ensurepip_borrows_the_pip_outside(checkout: Checkout) 
     checkout.add_python("python3", "3.11", has_ensurepip=False)
     made = checkout.make("setup")
     assert made.exit_code == 0
-    expected = "outside: -m pip --python .venv/bin/python install -r requirements/serve.txt"
+    expected = "outside: -m pip --python .venv/bin/python install --no-deps -r requirements/serve.txt"
     assert made.installed == [expected]
 
 
@@ -242,7 +242,7 @@ def test_a_python_without_ensurepip_and_pip_uses_uv(checkout: Checkout) -> None:
     assert made.exit_code == 0
     assert made.installed == [
         "uv venv --quiet --python python3 .venv",
-        "uv pip install --python .venv/bin/python -r requirements/serve.txt",
+        "uv pip install --python .venv/bin/python --no-deps -r requirements/serve.txt",
     ]
 
 

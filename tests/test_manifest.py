@@ -28,6 +28,11 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert (read.dimension, read.class_names, read.preprocess.size) == (8, ("a", "b", "c"), 40)
 
 
+def test_a_model_without_a_probe_has_no_class_names(tmp_path: Path) -> None:
+    write_tiny_encoder(tmp_path, classes=())
+    assert Manifest.read(tmp_path).class_names == ()
+
+
 def test_a_gallery_seed_comes_back_too(store: Path) -> None:
     edit(store, gallery_seed={"file": "gallery.npz", "sha256": "0" * 64, "rows": 5000})
     assert Manifest.read(store).gallery_seed == {"file": "gallery.npz", "sha256": "0" * 64, "rows": 5000}
@@ -73,8 +78,8 @@ ARTIFACT = {
         ({"model_digest": 7}, "model_digest 7 is not"),
         ({"dimension": 0}, "dimension 0 is not a positive whole number"),
         ({"dimension": 512}, "golden vector 0 has 16 numbers, the dimension is 512"),
-        ({"artifacts": []}, "must each have at least one entry"),
-        ({"golden": []}, "must each have at least one entry"),
+        ({"artifacts": []}, "artifacts and golden must each have at least one entry"),
+        ({"golden": []}, "artifacts and golden must each have at least one entry"),
         ({"golden": [{"seed": 0}]}, "field 'vector' is missing"),
         ({"golden_min_cosine": 1.5}, r"golden_min_cosine 1.5 is not in \(0, 1\]"),
         ({"preprocess": {"size": 96}}, "preprocess fields do not match"),
@@ -86,9 +91,7 @@ ARTIFACT = {
         ({"gallery_seed": {"file": "gallery.npz"}}, "field 'sha256' is missing"),
     ],
 )
-def test_a_wrong_manifest_is_refused_with_the_reason(
-    changes: dict[str, object], reason: str, store: Path
-) -> None:
+def test_a_wrong_manifest_is_refused_with_the_reason(changes: dict[str, object], reason: str, store: Path) -> None:
     edit(store, **changes)
     with pytest.raises(ManifestError, match=reason) as caught:
         Manifest.read(store)

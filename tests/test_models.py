@@ -30,7 +30,7 @@ def test_the_default_answers_where_no_name_is_given_and_an_unknown_one_is_404(se
     models.put("other", services[1])
     assert models.service() is models.service("encoder") is services[0]
     assert models.service("other") is services[1]
-    with pytest.raises(RequestError, match="'third'.*'encoder' and 'other'") as refused:
+    with pytest.raises(RequestError, match=r"'third'.*'encoder' and 'other'") as refused:
         models.service("third")
     assert refused.value.status == 404
 

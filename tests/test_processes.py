@@ -98,13 +98,17 @@ def test_processes_whose_parent_is_killed_end_too(seeded_store: Path, tmp_path: 
 def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) -> None:
     command = [sys.executable, "-m", "handlers.deploy", str(seeded_store), "--as", "twin", "--port", str(pair.port)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=pair.log_file.parent, env=environment, capture_output=True, text=True, timeout=60)
+    folder = pair.log_file.parent
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "in 2 processes" in done.stdout, done.stderr
     assert {ask(pair, "/predictions/twin").status_code for _ in range(20)} == {200}
 
 
 def test_families_stand_once_and_every_sample_says_its_process() -> None:
-    one = '# HELP a_total Things.\n# TYPE a_total counter\na_total{kind="x{y}"} 1.0\n# HELP b Depth.\n# TYPE b gauge\nb 2.0\n'
+    one = (
+        '# HELP a_total Things.\n# TYPE a_total counter\na_total{kind="x{y}"} 1.0\n'
+        "# HELP b Depth.\n# TYPE b gauge\nb 2.0\n"
+    )
     assert merge({1: one, 2: one.replace("2.0", "5.0")}) == (
         "# HELP a_total Things.\n# TYPE a_total counter\n"
         'a_total{process="1",kind="x{y}"} 1.0\na_total{process="2",kind="x{y}"} 1.0\n'

@@ -1,15 +1,19 @@
 """The encoder: checked before its first answer, and the same for one image, many, and many threads."""
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from encoder.golden import Golden, GoldenMismatch, golden_input
 from encoder.manifest import Artifact, Manifest, ManifestError
-from encoder.session import ArtifactError, Encoder
+from encoder.session import ArtifactError, Encoder, open_session
 from images.decode import decode
 from tests.pictures import encode, scene
 from tests.tiny_encoder import write_tiny_encoder
@@ -68,6 +72,69 @@ def test_it_says_where_it_runs(store: Path) -> None:
     assert encoder.artifact.precision == "int8"
 
 
+def test_a_graph_without_logits_gives_none_an_image(store: Path) -> None:
+    expected = Encoder.load(store).embed(BATCH).vectors
+    graph = onnx.load(store / "encoder.int8.onnx")
+    del graph.graph.node[-1], graph.graph.output[-1]
+    replace_graph(store, graph)
+    rewrite(store, class_names=())
+    vectors, logits = Encoder.load(store, idle_threads=2).embed(BATCH)
+    assert np.array_equal(vectors, expected)
+    assert logits.shape == (6, 0) and logits.dtype == np.float32
+
+
+# More threads for a call that is alone
+
+
+def test_without_idle_threads_there_is_one_session_for_all_calls(store: Path) -> None:
+    encoder = Encoder.load(store, threads=2, idle_threads=2)
+    assert encoder.wide_session is None
+    assert np.array_equal(encoder.embed(BATCH, alone=True).vectors, encoder.embed(BATCH).vectors)
+
+
+def test_a_call_that_is_alone_runs_on_more_threads_and_says_the_same(store: Path) -> None:
+    encoder = Encoder.load(store, idle_threads=3)
+    threads = [
+        session.get_session_options().intra_op_num_threads for session in (encoder.session, encoder.wide_session)
+    ]
+    assert threads == [1, 3]
+    assert encoder.embed(BATCH, alone=True).vectors == pytest.approx(encoder.embed(BATCH).vectors, abs=1e-6)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_a_call_that_is_alone_takes_the_wide_session(alone: bool, store: Path) -> None:
+    encoder = Encoder.load(store, idle_threads=2)
+    other = write_tiny_encoder(store / "other", classes=("a", "b", "c"))
+    (artifact,) = other.artifacts
+    wide = open_session(store / "other" / artifact.file)
+    logits = dataclasses.replace(encoder, wide_session=wide).embed(BATCH, alone=alone).logits
+    assert logits.shape == (6, 3 if alone else 2)
+
+
+def test_the_wide_session_has_to_agree_with_the_golden_vectors_too(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that computes wrongly on two threads alone."""
+
+    def wrong_on_two(model: bytes, provider: str, threads: int) -> object:
+        session = open_session(model, provider, threads)
+        return SignFlipped(session) if threads == 2 else session
+
+    monkeypatch.setattr("encoder.session.open_session", wrong_on_two)
+    Encoder.load(store, idle_threads=3)
+    with pytest.raises(GoldenMismatch, match=r"cosine -1.000000"):
+        Encoder.load(store, idle_threads=2)
+
+
+class SignFlipped:
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.get_outputs = session.get_outputs
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [-array for array in self.session.run(outputs, inputs)]
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -83,7 +150,34 @@ def test_a_batch_of_another_kind_is_refused_with_what_is_taken(batch: np.ndarray
         Encoder.load(store).embed(batch)
 
 
+def replace_graph(store: Path, graph: onnx.ModelProto) -> None:
+    """Make `graph` the artifact of the manifest."""
+    model = graph.SerializeToString()
+    (store / "encoder.int8.onnx").write_bytes(model)
+    (artifact,) = Manifest.read(store).artifacts
+    rewrite(store, artifacts=(dataclasses.replace(artifact, sha256=hashlib.sha256(model).hexdigest()),))
+
+
 # What is refused at start
+
+
+@pytest.mark.parametrize(
+    ("class_names", "counts"),
+    [(("cat",), "says 16 and 1 class names"), ((), "says 16 and 0 class names")],
+)
+def test_class_names_that_are_not_the_graphs_are_refused(
+    class_names: tuple[str, ...], counts: str, store: Path
+) -> None:
+    rewrite(store, class_names=class_names)
+    with pytest.raises(ArtifactError, match=rf"gives 16 numbers and 2 logits an image, its manifest {counts}"):
+        Encoder.load(store)
+
+
+def test_a_graph_of_another_dimension_is_refused(store: Path) -> None:
+    golden = Manifest.read(store).golden
+    rewrite(store, dimension=8, golden=tuple(dataclasses.replace(pair, vector=pair.vector[:8]) for pair in golden))
+    with pytest.raises(ArtifactError, match=r"gives 16 numbers .* its manifest says 8"):
+        Encoder.load(store)
 
 
 def test_a_model_store_without_a_model_says_what_to_run(tmp_path: Path) -> None:
@@ -97,9 +191,7 @@ def test_a_corrupt_artifact_is_refused_by_name_with_both_digests(store: Path) ->
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        ArtifactError, match=rf"encoder.int8.onnx .* sha256 is [0-9a-f]{{64}}, expected {expected}"
-    ):
+    with pytest.raises(ArtifactError, match=rf"encoder.int8.onnx .* sha256 is [0-9a-f]{{64}}, expected {expected}"):
         Encoder.load(store)
 
 
@@ -112,9 +204,7 @@ def test_a_missing_artifact_is_refused_by_name(store: Path) -> None:
 def test_an_artifact_that_is_no_graph_is_refused_by_name(store: Path) -> None:
     digest = "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c"
     (store / "encoder.int8.onnx").write_bytes(b"foo\n")
-    rewrite(
-        store, artifacts=(Artifact("encoder.int8.onnx", digest, "int8", "none", ("CPUExecutionProvider",)),)
-    )
+    rewrite(store, artifacts=(Artifact("encoder.int8.onnx", digest, "int8", "none", ("CPUExecutionProvider",)),))
     with pytest.raises(ArtifactError, match=r"no artifact of tiny@.* runs here.*encoder.int8.onnx"):
         Encoder.load(store)
 

@@ -1,0 +1,102 @@
+"""Schema-driven fuzzing of the HTTP API: schemathesis sends a real server whatever its /openapi.json allows, and what
+it forbids, and holds each answer against it.
+
+    python -m tests.fuzz_api --seconds 60 --seed 0 --corpus var/fuzz
+
+Ends with 1 and schemathesis's report, which has a curl line for each failure, where an answer was not as described;
+and where the server died, wrote a traceback, or answered a good request wrongly at the end.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from encoder.manifest import Manifest
+from tests.server import ROOT, Server, running_server
+from tests.serving import JPEG, PATH, write_seeded_store
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+    "ignored_auth",
+    "use_after_free",
+    "ensure_resource_availability",
+    "negative_data_rejection",
+)
+TOKEN = "the-token-of-the-fuzz"
+PATIENCE_SECONDS = 120  # beyond --seconds: schemathesis ends what it is at, and shrinks what it has found
+
+
+def fuzz(folder: Path, seconds: int, seed: int) -> list[str]:
+    """What is wrong, in words; nothing is if the list is empty. Everything written goes into `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    store = folder / "model_store"
+    manifest = write_seeded_store(store)
+    (folder / "token").write_text(TOKEN)
+    arguments = ["--index", "gallery", "--thumbnails", "--token-file", str((folder / "token").resolve())]
+    with running_server(store, folder, arguments) as server:
+        before = _good_answer(server)
+        problems = _schemathesis(server, manifest, folder, seconds, seed)
+        if server.process.poll() is not None:
+            return [*problems, f"the server ended with {server.process.returncode}:\n{server.log[-3000:]}"]
+        if _good_answer(server) != before:
+            problems.append("a good request is answered otherwise than before")
+        if "Traceback" in server.log:
+            at = server.log.index("Traceback")
+            problems.append(f"the server wrote a traceback:\n{server.log[max(0, at - 500) : at + 3000]}")
+    return problems
+
+
+def _good_answer(server: Server) -> tuple[list[float], list[float]]:
+    """Embedding and logits of a picture."""
+    answer = httpx.post(server.url + PATH, content=JPEG, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["embedding"], answer.json()["logits"]
+
+
+def _schemathesis(server: Server, manifest: Manifest, folder: Path, seconds: int, seed: int) -> list[str]:
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
+        *("--max-time", str(seconds), "--seed", str(seed), "--checks", ",".join(CHECKS)),
+        *("--header", f"Authorization: Bearer {TOKEN}", "--request-timeout", "30"),
+        *("--suppress-health-check", "all", "--warnings", "off", "--no-color", "--output-sanitize", "false"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "SCHEMATHESIS_HOOKS": "tests.fuzz_hooks",
+        "AKIN_FUZZ_DIMENSION": str(manifest.dimension),
+        "AKIN_FUZZ_VERSION": manifest.model_digest[:12],
+    }
+    ran = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds + PATIENCE_SECONDS
+    )
+    (folder / "report.txt").write_text(ran.stdout + ran.stderr)
+    return [] if ran.returncode == 0 else [ran.stdout + ran.stderr]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, default=Path("var/fuzz"), help="its folder api/ is made anew")
+    given = parser.parse_args(arguments)
+    folder = given.corpus / "api"
+    problems = fuzz(folder, given.seconds, given.seed)
+    print("\n\n".join(problems) if problems else (folder / "report.txt").read_text())
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
