@@ -21,7 +21,7 @@ import uvicorn
 from encoder.golden import GoldenMismatch
 from encoder.manifest import ManifestError
 from encoder.session import ArtifactError
-from handlers import logs, processes
+from handlers import browser, logs, processes
 from handlers.admission import Admission
 from handlers.app import build_app
 from handlers.control import Control, path_of
@@ -91,6 +91,8 @@ def serve(settings: Settings) -> int:
                 front.models.put(source.name, load(settings, source, front.metrics, front.admission.alone))
             if not settings.process:  # of several, the parent speaks
                 print(_describe(settings, front, port), flush=True)
+                if settings.opens:
+                    browser.show(settings.url(port))
         except Exception as error:
             failures.append(error)
             server.should_exit = True
@@ -173,8 +175,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 def _describe(settings: Settings, front: Front, port: int) -> str:
     """What it says once it is ready."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    url = f"http://{host}:{port}"
+    url = settings.url(port)
     service = front.service()
     encoder = service.encoder
     rows = service.gallery.count if service.gallery else 0

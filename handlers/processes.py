@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handlers import browser
 from handlers.control import ControlError, ask, path_of, paths_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def supervise(settings: "Settings", reserved: socket.socket) -> int:
                 if not _ready(children[-1], path_of(port, number), stopping):
                     return 0 if stopping.is_set() else 1
             print(ask(path_of(port, 1), "describe")["text"], flush=True)
+            if settings.opens:
+                browser.show(settings.url(port))
             while not stopping.wait(POLL_S):
                 for child in children:
                     child.watch()

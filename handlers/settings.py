@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from encoder.session import OPENVINO_PROVIDER, PROVIDERS
+from handlers import browser
 from handlers.logs import FORMATS
 from handlers.tokens import VARIABLE
 from index.errors import RowRefused
@@ -56,6 +57,7 @@ class Settings:
     body_seconds: float = 30.0
     log: str = "text"
     access_log: bool = False  # a line for every request
+    open: bool | None = None  # the page, in a browser; None: with `images`, where someone looks
     process: int = 0  # which of `processes` this is
 
     @property
@@ -90,6 +92,16 @@ class Settings:
     @property
     def keeps_thumbnails(self) -> bool:
         return self.images is not None if self.thumbnails is None else self.thumbnails
+
+    def url(self, port: int) -> str:
+        """Where a client on this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{port}"
+
+    @property
+    def opens(self) -> bool:
+        """Whether the page opens in a browser once it is there."""
+        return self.images is not None and browser.someone_looks() if self.open is None else self.open
 
     @property
     def workers(self) -> int:
@@ -143,6 +155,8 @@ class Settings:
         server("--idle-threads", type=_whole(1, 1024), help=alone)
         server("--log", choices=FORMATS, default=cls.log, help="form of the log" + shown)
         server("--access-log", action="store_true", help="a line for every request")
+        opened = "the page, in a browser (default: with --images, in a terminal with a screen)"
+        server("--open", action=argparse.BooleanOptionalAction, default=None, help=opened)
         server("--process", type=int, default=0, help=argparse.SUPPRESS)
 
         limits = parser.add_argument_group("limits").add_argument
@@ -163,8 +177,8 @@ class Settings:
             flag = f"--{field.name.replace('_', '-')}"
             if field.name == "also":
                 words += [word for text in self.also for word in ("--also", text)]
-            elif field.name == "thumbnails" and value is False:
-                words.append("--no-thumbnails")
+            elif field.name in ("thumbnails", "open") and value is False:
+                words.append(f"--no-{field.name}")
             elif value is True:
                 words.append(flag)
             elif value is not None and value is not False:

@@ -14,7 +14,7 @@ from handlers.settings import Settings, Source
         "--port 0 --processes 3 --process 2",
         "--also dino=var/dino --also other --no-thumbnails --access-log --log json",
         "--images photos --thumbnails --threads 2 --idle-threads 1 --max-wait-ms 80",
-        "--token-file secret --protect-reads",
+        "--token-file secret --protect-reads --no-open",
         "--index milvus://localhost:19530 --ram 2GB --require-provider CPUExecutionProvider --grpc-port 0",
         "--gallery g --factory HNSW32,SQ8 --header-seconds 0.5 --body-seconds 2 --connections 7 --max-batch 8",
     ],
