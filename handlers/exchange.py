@@ -189,13 +189,14 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
     finally:
         front.held_bytes -= len(request.body)
     seconds = perf_counter() - arrived
-    if route.counted:
-        front.metrics.answered(reply.status, request.service, seconds, request.timing_ms)
     head = (*reply.headers, *about(request.id, seconds, request.timing_ms))
-    if front.access_log is not None:
-        front.access_log(request, reply.status, seconds)
     allowed = ((b"allow", ", ".join(route.methods).encode()),) if reply.status == 405 else ()
     await send_reply(receive, send, reply._replace(headers=(*head, *allowed)), unread)
+    # The books are kept while the answer is on its way.
+    if route.counted:
+        front.metrics.answered(reply.status, request.service, seconds, request.timing_ms)
+    if front.access_log is not None:
+        front.access_log(request, reply.status, seconds)
 
 
 def request_id(headers: Headers) -> str:
