@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from handlers import index_routes, openai, pages
+from handlers import index_routes, oip_rest, openai, pages
 from handlers.bulk import bulk
 from handlers.exchange import (
     Front,
@@ -125,6 +125,7 @@ def _route_for(scope: Scope) -> Route | Stream | None:
         return bulk
     return (
         openai.route_for(path)
+        or oip_rest.route_for(path)
         or pages.route_for(scope)
         or index_routes.route_for(path, method)
     )

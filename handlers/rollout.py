@@ -1,11 +1,12 @@
-"""The server's side of `akin deploy`: a newer model beside the one that answers, then in its place.
+"""What the server serves, from its start on, and its side of `akin deploy`: a newer model in the old one's place.
 
 load ─► golden vectors ─► its gallery ─► swap one reference ─► what was under way ends ─► close the old one
 """
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from handlers.exchange import Front
 from handlers.loading import load
@@ -18,23 +19,46 @@ class RolloutError(Exception):
     """A step that cannot be taken now."""
 
 
+class Step(NamedTuple):
+    """One model on the way to what is served now."""
+
+    name: str
+    store: str
+    file: str
+    successor: bool  # came in another one's place
+
+
 class Rollout:
-    """The commands that the control socket takes."""
+    """How models come and go; the commands that the control socket takes."""
 
     def __init__(self, settings: Settings, front: Front) -> None:
         self._settings = settings
         self._front = front
         self._one_at_a_time = threading.Lock()
-        self._loaded: dict[str, Service] = {}  # by name, waiting to be swapped in
+        self._loaded: dict[str, tuple[Step, Service]] = {}  # by name, waiting to be swapped in
+        self._steps: list[Step] = []
+
+    def start(self, steps: Sequence[Step] = ()) -> None:
+        """Serve what another process has come to in these steps; without any, the models of the settings."""
+        with self._one_at_a_time:
+            for step in steps or [Step(one.name, str(one.store), one.file, False) for one in self._settings.sources]:
+                self._front.models.put(step.name, self._load(step), keep=True)
+                self._steps.append(step)
+
+    def steps(self, given: dict[str, Any]) -> dict[str, Any]:
+        """For a process that joins, or comes back: what it shall serve."""
+        with self._one_at_a_time:
+            return {"steps": self._steps}
 
     def load(self, given: dict[str, Any]) -> dict[str, Any]:
         """Open a model beside what is served; nothing changes for anybody yet. Raises, and then nothing is left."""
-        source = Source(given["name"], Path(given["model_store"]), given["file"])
         with self._one_at_a_time:
-            successor = any(served.name == source.name for served in self._front.models)
-            service = load(self._settings, source, self._front.metrics, self._front.admission.alone, successor)
-            self._discard(source.name)
-            self._loaded[source.name] = service
+            name = given["name"]
+            successor = any(served.name == name for served in self._front.models)
+            step = Step(name, given["model_store"], given["file"], successor)
+            service = self._load(step)
+            self._discard(name)
+            self._loaded[name] = step, service
         gallery = service.gallery
         return {
             "model": service.encoder.manifest.model_id,
@@ -45,10 +69,12 @@ class Rollout:
     def swap(self, given: dict[str, Any]) -> dict[str, Any]:
         """Let the loaded model answer; the one before is closed once the last request that may use it is answered."""
         with self._one_at_a_time:
-            service = self._loaded.pop(given["name"], None)
-            if service is None:
-                raise RolloutError(f"no model is loaded for {given['name']!r}; load one before")
-            retired = self._front.models.put(given["name"], service, keep=given["keep"])
+            name, keep = given["name"], given["keep"]
+            if name not in self._loaded:
+                raise RolloutError(f"no model is loaded for {name!r}; load one before")
+            step, service = self._loaded.pop(name)
+            retired = self._front.models.put(name, service, keep)
+            self._steps = [one for one in self._steps if keep or one.name != name] + [step]
         for old in retired:
             self._front.under_way.after_these(old.close)
         return {"version": version_of(service), "retired": [version_of(old) for old in retired]}
@@ -59,6 +85,10 @@ class Rollout:
             self._discard(given["name"])
         return {}
 
+    def _load(self, step: Step) -> Service:
+        source = Source(step.name, Path(step.store), step.file)
+        return load(self._settings, source, self._front.metrics, self._front.admission.alone, step.successor)
+
     def _discard(self, name: str) -> None:
-        if (service := self._loaded.pop(name, None)) is not None:
-            service.close()
+        if name in self._loaded:
+            self._loaded.pop(name)[1].close()

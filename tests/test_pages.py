@@ -153,6 +153,42 @@ def test_the_scripts_find_in_the_page_whatever_they_look_for() -> None:
     assert sought <= set(there)
 
 
+def luminance(colour: str) -> float:
+    """Of "#rrggbb", 0 to 1, as WCAG 2.2 defines it."""
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: str, other: str) -> float:
+    """1 to 21."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_contrast_is_the_ratio_that_wcag_gives_for_known_pairs() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_text_and_dots_can_be_told_from_what_they_are_on_by_day_and_by_night() -> None:
+    day, night = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text(), re.DOTALL)
+    ]
+    labels = re.findall(r'"(#[0-9a-f]{6})"', (FOLDER / "colours.js").read_text())
+    assert len(labels) == 13
+    assert min(contrast(label, "#ffffff") for label in labels) >= 4.5  # a tile's text
+    for colours in (day, day | night):
+        for paper in ("paper", "card"):
+            for text in ("ink", "quiet", "accent"):
+                assert contrast(colours[text], colours[paper]) >= 4.5, (text, paper)
+            for mark in (*labels, *(colours[name] for name in ("edge", "decode", "embed", "search", "queue", "rest"))):
+                assert contrast(mark, colours[paper]) >= 3, (mark, paper)
+        assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+        assert contrast(colours["warn"], colours["warn-paper"]) >= 4.5
+
+
 def test_the_map_has_every_row_of_a_small_gallery(encoder: Encoder, gallery: BruteIndex) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         drawn = (await client.get("/index/map")).json()

@@ -14,6 +14,7 @@ import pytest
 from handlers.processes import merge
 from tests.server import ROOT, Server, running_server, start
 from tests.serving import JPEG, PATH, samples
+from tests.tiny_encoder import write_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,15 @@ def test_processes_whose_parent_is_killed_end_too(seeded_store: Path, tmp_path: 
             time.sleep(0.05)
 
 
-def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) -> None:
-    command = [sys.executable, "-m", "handlers.deploy", str(seeded_store), "--as", "twin", "--port", str(pair.port)]
+def deploy(server: Server, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "handlers.deploy", str(store), "--port", str(server.port), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder = pair.log_file.parent
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    folder = server.log_file.parent
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) -> None:
+    done = deploy(pair, seeded_store, "--as", "twin")
     assert done.returncode == 0 and "in 2 processes" in done.stdout, done.stderr
     assert {ask(pair, "/predictions/twin").status_code for _ in range(20)} == {200}
 
@@ -114,3 +119,23 @@ def test_families_stand_once_and_every_sample_says_its_process() -> None:
         'a_total{process="1",kind="x{y}"} 1.0\na_total{process="2",kind="x{y}"} 1.0\n'
         '# HELP b Depth.\n# TYPE b gauge\nb{process="1"} 2.0\nb{process="2"} 5.0\n'
     )
+
+
+def test_one_that_comes_back_serves_what_was_deployed_meanwhile_and_nobody_notices(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    """It begins with the same command line as before, which names the old model alone."""
+    newer = write_tiny_encoder(tmp_path / "newer", dimension=24)
+    with running_server(seeded_store, tmp_path / "run", ["--processes", "2"]) as server:
+        deployed = deploy(server, tmp_path / "newer")
+        assert deployed.returncode == 0, deployed.stderr
+        before = children(server)
+        os.kill(max(before), signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while max(before) in children(server):
+            assert time.monotonic() < deadline
+        while len(counts_or_none(server)) < 2:
+            assert time.monotonic() < deadline, server.log
+            answer = ask(server)
+            assert (answer.status_code, answer.json().get("model")) == (200, newer.model_id)
+        assert {ask(server).json()["model"] for _ in range(20)} == {newer.model_id}

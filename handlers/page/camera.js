@@ -60,10 +60,14 @@ export class Camera {
     this.zoomBy(factor, (now.x + other.x) / 2, (now.y + other.y) / 2);
   }
 
-  bringIntoView(place) {
+  // Whether a place is in view, by so many pixels.
+  sees(place, by = 0) {
     const [x, y] = this.toScreen(place);
-    const aside = x < MARGIN || x > this.width - MARGIN || y < MARGIN || y > this.height - MARGIN;
-    if (aside) Object.assign(this, { x: place.x, y: place.y });
+    return x >= by && x <= this.width - by && y >= by && y <= this.height - by;
+  }
+
+  bringIntoView(place) {
+    if (!this.sees(place, MARGIN)) Object.assign(this, { x: place.x, y: place.y });
     this.keep();
   }
 

@@ -1,10 +1,11 @@
 // One colour a label: the model's classes first, then others as they come.
 
+// Each is told from paper and from night (3:1), and white text on it can be read (4.5:1); tests/test_pages.py.
 const PALETTE = [
-  "#4e79d8", "#e8833a", "#3aa76d", "#d64f5c", "#8d6bd1", "#b0793f",
-  "#d86bb0", "#2fa9bd", "#a3a83a", "#6f7f95", "#d1a01f", "#5560b8",
+  "#396ed6", "#c05708", "#22864a", "#cf3546", "#7d51d2", "#00818c",
+  "#c23492", "#707919", "#8b5d37", "#0078a8", "#996b00", "#5e6b8a",
 ];
-const NONE = "#8b9096";
+const NONE = "#6e747a";
 const known = new Map();
 
 export function colourOf(label) {
@@ -16,5 +17,5 @@ export function colourOf(label) {
 function hashed(label) {
   let hash = 7;
   for (const character of label) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
-  return `hsl(${hash % 360} ${45 + (hash % 5) * 6}% ${50 + (hash % 3) * 5}%)`;
+  return `oklch(0.54 0.12 ${hash % 360})`;
 }

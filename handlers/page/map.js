@@ -2,6 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { Camera } from "./camera.js";
+import { MapPictures } from "./mappictures.js";
 
 const REACH = 18; // pixels from a point at which it is meant
 const STILL = 5; // pixels that a click may move
@@ -13,9 +14,11 @@ export class PointMap {
   constructor(canvas, { choose, look }) {
     this.canvas = canvas;
     this.camera = new Camera(() => this.later());
+    this.pictures = new MapPictures(canvas, () => this.later());
     this.points = [];
     this.only = null; // the one label that is shown bright
-    this.here = null; // {x, y} of what was asked
+    this.here = null; // {x, y} of what was asked; a point where it is a row
+    this.photo = null; // an <img> of what was asked, where it is none
     this.near = []; // points of its neighbours
     this.at = null; // the point that is looked at
     this.fingers = new Map();
@@ -28,16 +31,19 @@ export class PointMap {
   show(points) {
     this.points = points;
     this.byId = new Map(points.map((point) => [point.id, point]));
+    this.labelled = points.some((point) => point.label !== null);
     this.camera.cover(points);
     this.lookAt(null);
     this.later();
   }
 
-  // What was asked for (a row's id, or null for a photo) among its neighbours. A photo lies where they pull it.
-  mark(id, neighbours) {
+  // What was asked for, a row's {id} or a photo's {image}, among its neighbours. A photo lies where they pull it.
+  mark({ id = null, image = null }, neighbours) {
     const placed = neighbours.filter((one) => this.byId?.has(one.id));
     this.near = placed.map((one) => this.byId.get(one.id));
     this.here = (id !== null && this.byId?.get(id)) || middle(placed, this.near);
+    this.photo = image;
+    image?.decode().then(() => this.later(), () => {});
     this.later();
   }
 
@@ -66,43 +72,55 @@ export class PointMap {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, camera.width, camera.height);
     canvas.classList.toggle("closer", camera.zoom > 1.01);
-    const small = this.points.length > 800 ? (camera.width < 500 ? 2 : 2.6) : 4;
-    const size = Math.min(9, small * camera.zoom ** 0.45);
+    const { color: ink, accentColor } = getComputedStyle(canvas);
+    this.plain = this.labelled ? colourOf(null) : accentColor; // where no row has a label, grey would only be dull
+    const room = Math.sqrt((camera.width * camera.height) / this.points.length); // pixels, to the next point
+    const size = Math.min(9, Math.max(2.2, Math.min(4, 0.14 * room)) * camera.zoom ** 0.45);
     for (const bright of [false, true]) {
+      pen.globalAlpha = bright ? 0.9 : 0.14;
       for (const point of this.points) {
-        if ((this.only === null || point.label === this.only) !== bright) continue;
-        pen.globalAlpha = bright ? 0.85 : 0.12;
-        this.dot(pen, point, size, colourOf(point.label));
+        if (this.isBright(point) === bright) this.dot(pen, point, size, this.colour(point));
       }
     }
     pen.globalAlpha = 1;
-    this.drawMarks(pen, size);
+    this.drawMarks(pen, size, ink);
   }
 
-  drawMarks(pen, size) {
-    const ink = getComputedStyle(this.canvas).color;
+  colour({ label }) {
+    return label === null ? this.plain : colourOf(label);
+  }
+
+  isBright(point) {
+    return this.only === null || point.label === this.only;
+  }
+
+  drawMarks(pen, size, ink) {
     pen.strokeStyle = ink;
-    if (this.here) {
-      const [x, y] = this.camera.toScreen(this.here);
-      pen.globalAlpha = 0.35;
-      pen.lineWidth = 1;
-      pen.beginPath();
-      for (const point of this.near) {
-        pen.moveTo(x, y);
-        pen.lineTo(...this.camera.toScreen(point));
-      }
-      pen.stroke();
-      pen.globalAlpha = 1;
-    }
+    if (this.here) this.drawRays(pen);
     for (const point of this.near) this.ring(pen, point, size + 2.5, 1.6);
-    if (this.here) {
+    const others = this.points.filter((point) => this.isBright(point));
+    this.pictures.draw(pen, this.camera, { ...this, others, ink, colour: (point) => this.colour(point) });
+    if (this.here && !this.pictures.has(this.here)) {
       this.ring(pen, this.here, size + 7, 2.6);
       this.dot(pen, this.here, 3.5, ink);
     }
     if (this.at) {
-      this.dot(pen, this.at, size + 2.5, colourOf(this.at.label));
+      this.dot(pen, this.at, size + 2.5, this.colour(this.at));
       this.ring(pen, this.at, size + 4.5, 2.2);
     }
+  }
+
+  drawRays(pen) {
+    const [x, y] = this.camera.toScreen(this.here);
+    pen.globalAlpha = 0.4;
+    pen.lineWidth = 1;
+    pen.beginPath();
+    for (const point of this.near) {
+      pen.moveTo(x, y);
+      pen.lineTo(...this.camera.toScreen(point));
+    }
+    pen.stroke();
+    pen.globalAlpha = 1;
   }
 
   dot(pen, place, radius, colour) {
@@ -120,9 +138,11 @@ export class PointMap {
   }
 
   nearest(x, y) {
+    const covering = this.pictures.at(x, y);
+    if (covering) return covering.id === undefined ? null : covering;
     let [best, least] = [null, REACH ** 2];
     for (const point of this.points) {
-      if (this.only !== null && point.label !== this.only) continue;
+      if (!this.isBright(point)) continue;
       const [px, py] = this.camera.toScreen(point);
       const distance = (px - x) ** 2 + (py - y) ** 2;
       if (distance < least) [best, least] = [point, distance];
@@ -138,12 +158,19 @@ export class PointMap {
     this.later();
   }
 
+  // Around what is looked at or was asked for, where it is in view, or else around the middle.
+  zoomBy(factor) {
+    const around = this.at ?? this.here;
+    if (around && this.camera.sees(around)) this.camera.zoomBy(factor, ...this.camera.toScreen(around));
+    else this.camera.zoomBy(factor);
+  }
+
   // The next point in the direction of an arrow: near, and rather ahead than aside.
   walk([dx, dy]) {
     const from = this.at ?? this.here ?? this.camera.middle();
     let [best, least] = [null, Infinity];
     for (const point of this.points) {
-      if (point === this.at || (this.only !== null && point.label !== this.only)) continue;
+      if (point === this.at || !this.isBright(point)) continue;
       // On the map y grows upwards, on the screen downwards.
       const [x, y] = [point.x - from.x, from.y - point.y];
       const ahead = x * dx + y * dy;
@@ -209,8 +236,8 @@ export class PointMap {
     const arrow = ARROWS[event.key];
     if (arrow && event.shiftKey) this.camera.move(-STEP * arrow[0], -STEP * arrow[1]);
     else if (arrow) this.walk(arrow);
-    else if (event.key === "+" || event.key === "=") this.camera.zoomBy(1.4);
-    else if (event.key === "-") this.camera.zoomBy(1 / 1.4);
+    else if (event.key === "+" || event.key === "=") this.zoomBy(1.4);
+    else if (event.key === "-") this.zoomBy(1 / 1.4);
     else if (event.key === "0") this.camera.fit();
     else if (event.key === "Enter" && this.at) this.choose(this.at);
     else if (event.key === "Escape") this.lookAt(null);

@@ -2,7 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { PointMap } from "./map.js";
-import { element, fillPicture } from "./results.js";
+import { element, fillPicture, spoken } from "./results.js";
 import { map as askMap, Refused } from "./server.js";
 
 const IN_LEGEND = 60; // labels at most, the commonest
@@ -15,8 +15,8 @@ export class MapSection {
       choose: (point) => choose(point.id),
       look: this.tell.bind(this),
     });
-    this.at("zoom-in").addEventListener("click", () => this.map.camera.zoomBy(1.6));
-    this.at("zoom-out").addEventListener("click", () => this.map.camera.zoomBy(1 / 1.6));
+    this.at("zoom-in").addEventListener("click", () => this.map.zoomBy(1.6));
+    this.at("zoom-out").addEventListener("click", () => this.map.zoomBy(1 / 1.6));
     this.at("zoom-fit").addEventListener("click", () => this.map.camera.fit());
   }
 
@@ -24,8 +24,8 @@ export class MapSection {
     return this.map.points.map((point) => point.id);
   }
 
-  mark(id, neighbours) {
-    this.map.mark(id, neighbours);
+  mark(asked, neighbours) {
+    this.map.mark(asked, neighbours);
   }
 
   async refresh() {
@@ -71,10 +71,9 @@ export class MapSection {
     if (point === null) return;
     const picture = tip.querySelector(".picture");
     if (picture.dataset.of !== point.id) fillPicture(picture, point);
-    const label = point.label ?? "no label";
-    tip.querySelector("b").textContent = label;
+    tip.querySelector("b").textContent = point.label ?? "";
     tip.querySelector("b + span").textContent = point.id;
-    if (by === "keyboard") this.at("map-spoken").textContent = `${label}, ${point.id}`;
+    if (by === "keyboard") this.at("map-spoken").textContent = spoken(point);
     const { clientWidth: width, clientHeight: height } = this.at("canvas");
     const left = x + tip.offsetWidth + 18 < width ? x + 14 : Math.max(4, x - tip.offsetWidth - 14);
     const top = Math.min(Math.max(4, y - tip.offsetHeight / 2), height - tip.offsetHeight - 4);

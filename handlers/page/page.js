@@ -2,7 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { MapSection } from "./mapsection.js";
-import { element, fillPicture, pictures, showBars, showNeighbours, showTiming, softmax, vote } from "./results.js";
+import { element, fillPicture, percent, pictures, showBars, showNeighbours, showTiming, softmax, vote } from "./results.js";
 import { addRow, describe, modelName, predict, Refused, row, searchById } from "./server.js";
 
 const K = 12;
@@ -104,8 +104,9 @@ async function search(asked) {
   try {
     const done = await find(asked, mine.signal);
     if (mine !== running) return;
-    show(asked, done);
-    if (server.gallery) say(`${neighbours.length} neighbours found.`, { seen: false });
+    const best = show(asked, done);
+    const sight = best ? `${best.label}, ${percent(best.share)}. ` : "";
+    if (server.gallery) say(`${sight}${neighbours.length} neighbours found.`, { seen: false });
     else say(NO_GALLERY);
   } catch (error) {
     if (mine !== running || error.name === "AbortError") return;
@@ -132,6 +133,7 @@ async function find(asked, signal) {
 
 // Showing ---------------------------------------------------------------------------------------------------------
 
+// Shows all of an answer; the label that comes first, {label, share}.
 function show(asked, done) {
   if (asked.photo && asked.photo !== subject?.photo) at("add").reset();
   subject = asked;
@@ -139,11 +141,8 @@ function show(asked, done) {
   showSubject();
   const { logits } = done.answer;
   const byProbe = logits?.length > 0;
-  showBars(
-    at("labels"),
-    byProbe ? "What the encoder sees" : "What its neighbours say",
-    byProbe ? softmax(logits, server.classNames) : vote(neighbours),
-  );
+  const bars = byProbe ? softmax(logits, server.classNames) : vote(neighbours);
+  showBars(at("labels"), byProbe ? "What the encoder sees" : "What its neighbours say", bars);
   showTiming(at("timing"), done);
   const list = at("near");
   list.hidden = !server.gallery;
@@ -151,9 +150,15 @@ function show(asked, done) {
   note.hidden = neighbours.length > 0;
   note.textContent = "The gallery is empty. Add the photo, and it is the first.";
   showNeighbours(list.querySelector("ol"), neighbours, (one) => visit(one.id));
-  map.mark(subject.id ?? null, neighbours);
+  map.mark(marked(), neighbours);
   at("add").hidden = !(subject.photo && server.gallery);
   if (subject.photo) at("add").elements.id.value ||= subject.photo.name || `photo-${Date.now()}`;
+  return bars[0];
+}
+
+// What the map needs to know of the subject.
+function marked() {
+  return subject.photo ? { image: at("picture").querySelector("img") } : { id: subject.id };
 }
 
 function showSubject() {
@@ -171,9 +176,11 @@ function showSubject() {
     caption.replaceChildren(element("b", { text: subject.photo.name || "pasted photo" }));
   } else {
     fillPicture(picture, subject);
-    const dot = element("span", { className: "dot" });
-    dot.style.setProperty("--label", colourOf(subject.label));
-    caption.replaceChildren(dot, element("b", { text: subject.label ?? "no label" }), element("span", { text: subject.id }));
+    caption.replaceChildren(element("span", { text: subject.id }));
+    if (subject.label !== null) {
+      caption.prepend(element("span", { className: "dot" }), element("b", { text: subject.label }));
+      caption.style.setProperty("--label", colourOf(subject.label));
+    }
   }
 }
 
@@ -192,7 +199,7 @@ function complain(error) {
 async function refreshMap() {
   if (!server.gallery) return;
   await map.refresh();
-  if (subject) map.mark(subject.id ?? null, neighbours);
+  if (subject) map.mark(marked(), neighbours);
   at("random").hidden = map.ids.length === 0;
 }
 

@@ -6,6 +6,7 @@ import { thumbnail } from "./server.js";
 export const pictures = { kept: true }; // whether the server keeps thumbnails
 
 const SHOWN = 5; // bars, before all are asked for
+const TAIL = 8; // characters of a long name
 const TEMPERATURE = 0.07; // of the neighbours' vote, as in the server's
 const STAGES = { queue: "queue", decode: "decode", embed: "embed", search: "search", rest: "network, browser" };
 
@@ -70,7 +71,7 @@ function bar({ label, share }) {
   return row;
 }
 
-function percent(share) {
+export function percent(share) {
   return `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 }
 
@@ -106,30 +107,39 @@ export function showNeighbours(list, neighbours, choose) {
   list.replaceChildren(
     ...neighbours.map((one) => {
       const picture = element("div", { className: "picture" });
-      const button = element(
-        "button",
-        { type: "button", title: one.id },
-        picture,
-        element(
-          "span",
-          { className: "line" },
-          element("span", { className: "dot" }),
-          element("span", { className: "text", text: one.label ?? "no label" }),
-        ),
-        element(
-          "span",
-          { className: "line quiet" },
-          element("span", { className: "text", text: one.id.split("/").pop() || one.id }),
-          element("span", { className: "value", text: one.score.toFixed(3) }),
-        ),
-      );
-      button.ariaLabel = `Search by ${one.id}, ${one.label ?? "no label"}, similarity ${one.score.toFixed(3)}`;
+      const [dot, last] = [element("span", { className: "dot" }), one.id.split("/").pop() || one.id];
+      const score = element("span", { className: "value", text: one.score.toFixed(3) });
+      const lines =
+        one.label === null
+          ? [line("", words(last)), line("quiet", words("score"), score)]
+          : [line("", dot, words(one.label)), line("quiet", words(tail(last)), score)];
+      const button = element("button", { type: "button", title: one.id }, picture, ...lines);
+      button.ariaLabel = `Search by ${spoken(one)}, similarity ${one.score.toFixed(3)}`;
       button.style.setProperty("--label", colourOf(one.label));
       button.addEventListener("click", () => choose(one));
       fillPicture(picture, one);
       return element("li", {}, button);
     }),
   );
+}
+
+function line(kind, ...children) {
+  return element("span", { className: `line ${kind}` }, ...children);
+}
+
+function words(text) {
+  return element("span", { className: "text", text });
+}
+
+// The end tells names of one folder apart.
+function tail(name) {
+  const characters = [...name];
+  return characters.length > TAIL + 2 ? `…${characters.slice(-TAIL).join("")}` : name;
+}
+
+// A row in words.
+export function spoken({ id, label }) {
+  return label === null ? id : `${label}, ${id}`;
 }
 
 // The thumbnail of a row where one is kept, a tile in the colour of its label where not.

@@ -79,7 +79,10 @@ def test_a_dropped_photo_shows_labels_timings_and_neighbours_as_pictures(
     assert all(float(ms.removesuffix(" ms")) >= 0 for ms in stages.values())
     assert visitor.get("#timing .stack i").count() == len(stages)
     assert visitor.get("#subject img").evaluate("(image) => image.complete && image.naturalWidth") == 240
+    said = f"{names[0]}, {visitor.get('#labels .value').first.inner_text()}. 12 neighbours found."
+    assert visitor.get("[role=status]").inner_text() == said
     assert visitor.refusals == []
+    visitor.map_is_drawn()
     visitor.page.screenshot(path=shots / "found.png", full_page=True)
     visitor.page.emulate_media(color_scheme="dark")
     visitor.page.screenshot(path=shots / "found-dark.png", full_page=True)
@@ -131,13 +134,21 @@ def test_points_of_the_map_are_drawn_and_a_click_searches_by_one(visitor: Visito
     visitor.map_is_drawn()
     rows = httpx.get(server.url + "/index/map").json()["rows"]
     assert visitor.get("#map-note").inner_text() == f"{rows} rows"
-    assert visitor.drawn_pixels() > 20 * ROWS
+    assert visitor.colours_on_the_map().total() > 20 * ROWS
     place = visitor.place_of_a_point()
     id = visitor.get("#tip span").last.inner_text()
     visitor.page.mouse.click(*place)
     visitor.searched(id)
     assert visitor.page.url.endswith("#id=" + id.replace("/", "%2F"))
     assert len(visitor.neighbours()) == 12
+
+
+def test_points_that_have_room_are_pictures(visitor: Visitor) -> None:
+    visitor.map_is_drawn()
+    assert len(visitor.colours_on_the_map()) > 5_000  # dots have a dozen, and their edges some more
+    whole = visitor.colours_on_the_map().total()
+    visitor.get("#legend button").filter(has_text="cat").click()
+    assert visitor.colours_on_the_map().total() < whole / 2  # twenty of sixty keep theirs
 
 
 def test_the_map_is_zoomed_dragged_and_shown_whole_again(visitor: Visitor) -> None:
@@ -208,7 +219,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_fingers_work(
         assert visitor.page.evaluate("document.documentElement.scrollWidth") == 375
         heights = visitor.get("button:visible").evaluate_all("(buttons) => buttons.map((one) => one.offsetHeight)")
         assert min(heights) >= 32
-        assert not visitor.get("#map-help .pointed").is_visible()
+        assert visitor.get("#map-help .pointed:visible").count() == 0
         visitor.page.screenshot(path=shots / "phone.png", full_page=True)
 
 
@@ -290,6 +301,9 @@ def test_without_thumbnails_neighbours_are_tiles_in_the_colour_of_their_label(
             assert len({tuple(one) for one in colours}) == len({name for name, _ in colours}) == 3
             visitor.map_is_drawn()
             visitor.page.screenshot(path=shots / "tiles.png", full_page=True)
+            for _ in range(6):  # around the photo, which so stays in view
+                visitor.page.get_by_role("button", name="Zoom in").click()
+            assert visitor.colours_on_the_map()["29,31,33"] > 100  # the photo's frame is in ink
             assert visitor.refusals == []
 
 

@@ -1,6 +1,7 @@
 """Someone who visits the page: a browser's tab, and the notes that are taken on what it did."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # only `make test-page` needs it
     from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request
 
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+DESKTOP = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 PHONE = {
     "viewport": {"width": 375, "height": 720},
     "device_scale_factor": 2,
@@ -72,7 +73,10 @@ class Visitor:
         return [item.get_attribute("title") or "" for item in self.get(".neighbours button").all()]
 
     def map_is_drawn(self) -> None:
+        """Wait until the map shows its points, and the pictures that it has room for."""
         self.until("document.getElementById('map-wait').hidden")
+        self.map_picture()
+        self.until("document.getElementById('canvas').ariaBusy !== 'true'")
         self.map_picture()
 
     def map_picture(self) -> str:
@@ -81,16 +85,25 @@ class Visitor:
         shown = "document.getElementById('canvas').toDataURL()"
         return self.page.evaluate(f"async () => {{ {frame} {frame} return {shown}; }}")
 
-    def drawn_pixels(self) -> int:
-        """Pixels of the map's canvas on which something was drawn."""
-        return self.page.evaluate(
-            """() => {
-              const canvas = document.getElementById("canvas");
-              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-              let drawn = 0;
-              for (let i = 3; i < data.length; i += 4) drawn += data[i] > 0;
-              return drawn;
-            }"""
+    def colours_on_the_map(self) -> Counter[str]:
+        """How many pixels of the canvas have each colour, as "red,green,blue"; those where nothing was drawn, none."""
+        self.map_is_drawn()
+        return Counter(
+            self.page.evaluate(
+                """() => {
+                  const canvas = document.getElementById("canvas");
+                  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+                  copy.drawImage(canvas, 0, 0);
+                  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+                  const colours = {};
+                  for (let i = 0; i < data.length; i += 4) {
+                    if (data[i + 3] === 0) continue;
+                    const colour = `${data[i]},${data[i + 1]},${data[i + 2]}`;
+                    colours[colour] = (colours[colour] ?? 0) + 1;
+                  }
+                  return colours;
+                }"""
+            )
         )
 
     def place_of_a_point(self) -> tuple[float, float]:
@@ -115,6 +128,6 @@ def visit(browser: "Browser", url: str, path: str = "/", **how: Any) -> Iterator
     try:
         visitor.page.goto(url + path)
         yield visitor
-        assert visitor.complaints == []
+        assert not visitor.complaints, visitor.complaints
     finally:
         context.close()
