@@ -207,9 +207,11 @@ def _described(served: Served) -> dict[str, Any]:
         "dimension": manifest.dimension,
         "size": manifest.preprocess.size,
         "classes": len(manifest.class_names),
+        "class_names": manifest.class_names,
         "precision": encoder.artifact.precision,
         "provider": encoder.provider,
         "gallery": served.service.gallery is not None,
+        "thumbnails": served.service.thumbnails is not None,
     }
 
 

@@ -9,6 +9,7 @@ Reads model_store/ (never writes there) and the live gallery in var/, which it s
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -168,6 +169,7 @@ class _Server(uvicorn.Server):
 def _grpc_server(settings: Settings, front: Front, address: str) -> "GrpcServer | None":
     if settings.grpc_port is None:
         return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core writes a line for every call that a client gets wrong
     from handlers.oip_grpc import GrpcServer  # here alone: gRPC takes 0.1 s to import
 
     return GrpcServer(front, address, settings.grpc_port, settings.connections)

@@ -110,6 +110,7 @@ def _work(service: Service, name: str, request: Request) -> bytes | Reply:
     chosen = choose_outputs(service, [output.get("name") for output in requested], k)
     in_binary = {name: _flag(parameters, "binary_data_output", False) for name in chosen}
     for output in requested:
+        check_keys(output, ("name", "parameters"))
         wanted = _object(output, "parameters", output["name"])
         check_tensor_parameters(output["name"], wanted)
         in_binary[output["name"]] = _flag(wanted, "binary_data", in_binary[output["name"]])

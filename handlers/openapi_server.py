@@ -20,9 +20,11 @@ _SERVED = strict(
         "dimension": WHOLE,
         "size": WHOLE | {"description": "pixels a side of the square that the encoder sees"},
         "classes": WHOLE,
+        "class_names": array(TEXT),
         "precision": TEXT,
         "provider": TEXT,
         "gallery": TRUTH,
+        "thumbnails": TRUTH,
     }
 )
 _MODELS = strict(

@@ -90,6 +90,9 @@ class Index(Protocol):
     def records(self, batch: int = 1000) -> Iterator[list[Record]]:
         """Every row, in batches, in an order that stays the same; rows that change meanwhile may show either way."""
 
+    def sample(self, most: int) -> list[Record]:
+        """At most `most` rows, 1 or more, drawn fairly and each time the same; reads no other vectors."""
+
     def search(
         self, vectors: np.ndarray, k: int, where: Filter | None = None, min_score: float | None = None
     ) -> list[list[Neighbor]]:

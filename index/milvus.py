@@ -21,6 +21,7 @@ from grpc import RpcError
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from index.draw import drawn_ids
 from index.errors import GalleryAway, GalleryError, RowRefused, WrongModel
 from index.face import Neighbor, Record, Stats
 from index.filters import BOUNDS, LABEL, Filter, Scalar, Within
@@ -160,6 +161,11 @@ class MilvusGallery:
         for names in self._pages(batch):
             if rows := [record for record in self.get(names) if record is not None]:
                 yield rows
+
+    def sample(self, most: int) -> list[Record]:
+        """At most `most` rows, drawn by their ids, all of which are read."""
+        ids = drawn_ids((id for page in self._pages(MOST_NEIGHBORS) for id in page), most)
+        return [record for record in self.get(ids) if record is not None]
 
     def search(
         self, vectors: np.ndarray, k: int, where: Filter | None = None, min_score: float | None = None

@@ -6,13 +6,11 @@ blocks that stay in the processor's cache. Nothing is random, so a gallery that 
     python -m index.projection <vectors.npy >places.npy        # what `project_aside` runs, at low priority
 """
 
-import heapq
 import io
 import os
 import subprocess
 import sys
 import threading
-from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -20,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from index.errors import GalleryError
-from index.face import Index, Record
+from index.face import Index
 
 MAX_POINTS = 2_000
 PATIENCE_S = 120.0  # for the layout of so many: 2.5 s on a core of its own
@@ -51,7 +49,7 @@ class Drawn(NamedTuple):
 class GalleryMap:
     """The map of one gallery, drawn when it is asked for and again once its number of rows has changed.
 
-    Drawing reads every row, so a gallery that changes all the time is not drawn all the time: see REST.
+    Drawing takes seconds of a core, so a gallery that changes all the time is not drawn all the time: see REST.
     """
 
     def __init__(self) -> None:
@@ -69,7 +67,8 @@ class GalleryMap:
             last = self._drawn
             if last is not None and (started < self._rest_until or index.count == last.rows):
                 return last
-            records, rows = sample(index)
+            rows = index.count
+            records = index.sample(MAX_POINTS)
             places = project_aside(np.stack([record.vector for record in records])) if records else np.empty((0, 2))
             spots = places.astype(float).round(4).tolist()
             points = [Point(record.id, record.label, x, y) for record, (x, y) in zip(records, spots, strict=True)]
@@ -77,30 +76,6 @@ class GalleryMap:
             ended = monotonic()
             self._rest_until = ended + REST * (ended - started)
             return self._drawn
-
-
-def sample(index: Index, most: int = MAX_POINTS) -> tuple[list[Record], int]:
-    """At most `most` rows, and how many there are. Reads every row.
-
-    Those whose ids have the smallest digests: a fair draw that is the same each time, changes by one row where one is
-    added, and whose beginning is a fair draw again.
-    """
-    rows = 0
-    drawn: list[tuple[int, str]] = []  # a heap of negated digests: the largest digest first
-    records: dict[str, Record] = {}
-    for batch in index.records():
-        rows += len(batch)
-        for record in batch:
-            entry = -_digest(record.id), record.id
-            if record.id in records:  # it was replaced meanwhile, and came by again
-                records[record.id] = record
-            elif len(drawn) < most:
-                heapq.heappush(drawn, entry)
-                records[record.id] = record
-            elif entry > drawn[0]:
-                del records[heapq.heapreplace(drawn, entry)[1]]
-                records[record.id] = record
-    return [records[id] for _, id in sorted(drawn, reverse=True)], rows
 
 
 def project_aside(vectors: np.ndarray) -> np.ndarray:
@@ -220,10 +195,6 @@ def _fitted(places: np.ndarray) -> np.ndarray:
     """Centred, and scaled by one factor into -1 to 1."""
     centred = places - (places.max(axis=0) + places.min(axis=0)) / 2
     return centred / max(float(np.abs(centred).max()), 1e-12)
-
-
-def _digest(id: str) -> int:
-    return int.from_bytes(blake2b(id.encode(), digest_size=8).digest())
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from index.draw import drawn_ids
 from index.errors import RowRefused
 from index.face import Neighbor, Recall, Record, Stats
 from index.filters import LABEL, Filter, OneOf, Within
@@ -60,6 +61,9 @@ class BruteIndex:
         rows = self._all()
         for start in range(0, len(rows), batch):
             yield rows[start : start + batch]
+
+    def sample(self, most: int) -> list[Record]:
+        return [self._rows[id] for id in drawn_ids(list(self._rows), most)]
 
     def search(
         self, vectors: np.ndarray, k: int, where: Filter | None = None, min_score: float | None = None

@@ -245,6 +245,19 @@ class IndexBehaviour:
         for record in found:
             np.testing.assert_allclose(record.vector, vectors[int(record.id)], atol=1e-6)
 
+    def test_a_sample_has_whole_rows_that_are_there_and_is_the_same_each_time(self, index: Index) -> None:
+        assert index.sample(8) == []
+        vectors = fill(index, 30)
+        index.remove(["005"])
+        drawn = index.sample(8)
+        assert len({row.id for row in drawn}) == 8
+        for row in drawn:
+            assert row.metadata == metadata_of(int(row.id))
+            np.testing.assert_allclose(row.vector, vectors[int(row.id)], atol=1e-6)
+        whole = [row.id for row in index.sample(500)]
+        assert whole[:8] == [row.id for row in drawn]
+        assert sorted(whole) == [f"{number:03d}" for number in range(30) if number != 5]
+
     def test_the_images_that_are_there_are_known_by_their_digests(self, index: Index) -> None:
         digests = [bytes([number]) * 16 for number in range(3)]
         index.add(["a", "b", "c"], rows(3), [None] * 3, contents=[digests[0], None, digests[1]])

@@ -183,7 +183,8 @@ def test_text_and_dots_can_be_told_from_what_they_are_on_by_day_and_by_night() -
         for paper in ("paper", "card"):
             for text in ("ink", "quiet", "accent"):
                 assert contrast(colours[text], colours[paper]) >= 4.5, (text, paper)
-            for mark in (*labels, *(colours[name] for name in ("edge", "decode", "embed", "search", "queue", "rest"))):
+            marks = [colours[name] for name in ("edge", "decode", "embed", "search", "queue", "rest")]
+            for mark in labels + marks:
                 assert contrast(mark, colours[paper]) >= 3, (mark, paper)
         assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
         assert contrast(colours["warn"], colours["warn-paper"]) >= 4.5
@@ -214,8 +215,8 @@ def test_everyone_who_waits_for_a_map_gets_the_one_that_was_drawn(
     encoder: Encoder, gallery: BruteIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = []
-    records = gallery.records
-    monkeypatch.setattr(gallery, "records", lambda: readings.append(1) or records())
+    sample = gallery.sample
+    monkeypatch.setattr(gallery, "sample", lambda most: readings.append(1) or sample(most))
 
     async def scenario(client: httpx.AsyncClient) -> None:
         answers = await asyncio.gather(*(client.get("/index/map") for _ in range(8)))

@@ -1,6 +1,5 @@
 """The map of a gallery: neighbourhoods survive it, the sample is fair, and it is drawn only when it has to be."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +8,20 @@ import pytest
 from index import projection
 from index.errors import GalleryError
 from index.face import Record
-from index.projection import GalleryMap, pca, project, project_aside, sample
+from index.projection import GalleryMap, pca, project, project_aside
 from tests.brute_index import BruteIndex
 
 SEED = Path(__file__).parents[1] / "model_store" / "gallery.npz"
 
 
 class CountingIndex(BruteIndex):
-    """Knows how often all rows were read."""
+    """Knows how often it was drawn from."""
 
     readings = 0
 
-    def records(self, batch: int = 1000) -> Iterator[list[Record]]:
+    def sample(self, most: int) -> list[Record]:
         self.readings += 1
-        return super().records(batch)
+        return super().sample(most)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -128,28 +127,6 @@ def test_a_process_that_fails_says_why() -> None:
         project_aside(np.array(["not a vector"]))
 
 
-def test_the_sample_is_fair_repeats_itself_and_changes_by_one_row_where_one_is_added() -> None:
-    index = index_of(clusters(20, 50)[0])
-    drawn, rows = sample(index, 200)
-    ids = [record.id for record in drawn]
-    assert (len(set(ids)), rows) == (200, 1000)
-    numbers = np.array([int(id.split()[1]) for id in ids])
-    assert 430 < numbers.mean() < 570  # not the first ones, nor the last: the mean's deviation is 20
-    assert 430 < numbers[:100].mean() < 570
-    assert ids == [record.id for record in sample(index, 200)[0]]
-    assert ids[:50] == [record.id for record in sample(index, 50)[0]]
-    index.add(["one more"], np.eye(32)[:1], [None])
-    assert len(set(ids) - {record.id for record in sample(index, 200)[0]}) <= 1
-
-
-def test_a_row_that_comes_by_twice_is_drawn_once() -> None:
-    index = index_of(clusters(4, 10)[0])
-    batches = list(index.records(10))
-    index.records = lambda batch=1000: iter([*batches, *batches])  # type: ignore[method-assign]
-    assert len(sample(index, 30)[0]) == 30
-    assert len({record.id for record in sample(index, 100)[0]}) == len(sample(index, 100)[0]) == 40
-
-
 def test_a_map_is_drawn_again_only_when_rows_came_or_went_and_it_has_stood_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,7 +135,7 @@ def test_a_map_is_drawn_again_only_when_rows_came_or_went_and_it_has_stood_a_whi
     drawer = GalleryMap()
     drawn = drawer.get(index)
     assert [(point.id, point.label) for point in drawn.points] == [
-        (record.id, record.label) for record in sample(index)[0]
+        (record.id, record.label) for record in index.sample(40)
     ]
     assert drawn.rows == 40
     readings = index.readings

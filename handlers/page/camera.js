@@ -1,6 +1,6 @@
 // Where on the screen a place of the map lies. Places run from -1 to 1, y upwards.
 
-const MARGIN = 26; // pixels around all of it
+const MARGIN = 34; // pixels around all of it: room for half a picture
 const CLOSEST = 60;
 const STRETCH = 1.8; // one axis against the other: only nearness means something, and the frame shall be full
 

@@ -3,9 +3,10 @@
 // Each is told from paper and from night (3:1), and white text on it can be read (4.5:1); tests/test_pages.py.
 const PALETTE = [
   "#396ed6", "#c05708", "#22864a", "#cf3546", "#7d51d2", "#00818c",
-  "#c23492", "#707919", "#8b5d37", "#0078a8", "#996b00", "#5e6b8a",
+  "#c23492", "#707919", "#946540", "#0078a8", "#996b00", "#5e6b8a",
 ];
 const NONE = "#6e747a";
+const GOLDEN_ANGLE = 137.508; // degrees: labels that differ little have hues that differ much
 const known = new Map();
 
 export function colourOf(label) {
@@ -17,5 +18,5 @@ export function colourOf(label) {
 function hashed(label) {
   let hash = 7;
   for (const character of label) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
-  return `oklch(0.54 0.12 ${hash % 360})`;
+  return `oklch(0.54 0.12 ${Math.round(hash * GOLDEN_ANGLE) % 360})`;
 }

@@ -2,7 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { PointMap } from "./map.js";
-import { element, fillPicture, spoken } from "./results.js";
+import { counted, element, fillPicture, spoken } from "./results.js";
 import { map as askMap, Refused } from "./server.js";
 
 const IN_LEGEND = 60; // labels at most, the commonest
@@ -33,8 +33,8 @@ export class MapSection {
     try {
       const { points, rows, sampled } = await askMap();
       this.map.show(points);
-      const count = (number) => number.toLocaleString("en");
-      this.at("map-note").textContent = `${sampled ? `${count(points.length)} of ` : ""}${count(rows)} rows`;
+      const shown = sampled ? `${points.length.toLocaleString("en")} of ` : "";
+      this.at("map-note").textContent = shown + counted(rows, "row");
       wait.hidden = points.length > 0;
       wait.textContent = "The gallery is empty: drop a photo and add it.";
       this.showLegend(points);

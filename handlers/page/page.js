@@ -2,7 +2,8 @@
 
 import { colourOf } from "./colours.js";
 import { MapSection } from "./mapsection.js";
-import { element, fillPicture, percent, pictures, showBars, showNeighbours, showTiming, softmax, vote } from "./results.js";
+import { counted, element, fillPicture, percent, pictures } from "./results.js";
+import { showBars, showNeighbours, showTiming, softmax, vote } from "./results.js";
 import { addRow, describe, modelName, predict, Refused, row, searchById } from "./server.js";
 
 const K = 12;
@@ -106,7 +107,7 @@ async function search(asked) {
     if (mine !== running) return;
     const best = show(asked, done);
     const sight = best ? `${best.label}, ${percent(best.share)}. ` : "";
-    if (server.gallery) say(`${sight}${neighbours.length} neighbours found.`, { seen: false });
+    if (server.gallery) say(`${sight}${counted(neighbours.length, "neighbour")} found.`, { seen: false });
     else say(NO_GALLERY);
   } catch (error) {
     if (mine !== running || error.name === "AbortError") return;
@@ -148,7 +149,8 @@ function show(asked, done) {
   list.hidden = !server.gallery;
   const note = list.querySelector("p");
   note.hidden = neighbours.length > 0;
-  note.textContent = "The gallery is empty. Add the photo, and it is the first.";
+  const first = "The gallery is empty. Add the photo, and it is the first.";
+  note.textContent = asked.photo ? first : "There is no other row.";
   showNeighbours(list.querySelector("ol"), neighbours, (one) => visit(one.id));
   map.mark(marked(), neighbours);
   at("add").hidden = !(subject.photo && server.gallery);

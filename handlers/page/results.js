@@ -75,6 +75,11 @@ export function percent(share) {
   return `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 }
 
+// "1 row", "2,000 rows".
+export function counted(number, what) {
+  return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+}
+
 export function showTiming(card, { stages, total }) {
   const inside = Object.values(stages).reduce((sum, ms) => sum + ms, 0);
   const parts = Object.entries({ ...stages, rest: Math.max(0, total - inside) }).filter(([name]) => name in STAGES);

@@ -134,7 +134,7 @@ def test_points_of_the_map_are_drawn_and_a_click_searches_by_one(visitor: Visito
     visitor.map_is_drawn()
     rows = httpx.get(server.url + "/index/map").json()["rows"]
     assert visitor.get("#map-note").inner_text() == f"{rows} rows"
-    assert visitor.colours_on_the_map().total() > 20 * ROWS
+    assert visitor.drawn().pixels > 20 * ROWS
     place = visitor.place_of_a_point()
     id = visitor.get("#tip span").last.inner_text()
     visitor.page.mouse.click(*place)
@@ -144,11 +144,10 @@ def test_points_of_the_map_are_drawn_and_a_click_searches_by_one(visitor: Visito
 
 
 def test_points_that_have_room_are_pictures(visitor: Visitor) -> None:
-    visitor.map_is_drawn()
-    assert len(visitor.colours_on_the_map()) > 5_000  # dots have a dozen, and their edges some more
-    whole = visitor.colours_on_the_map().total()
+    whole = visitor.drawn()
+    assert whole.colours > 5_000  # dots have a dozen, and their edges some more
     visitor.get("#legend button").filter(has_text="cat").click()
-    assert visitor.colours_on_the_map().total() < whole / 2  # twenty of sixty keep theirs
+    assert visitor.drawn().pixels < whole.pixels / 2  # twenty of sixty keep their pictures
 
 
 def test_the_map_is_zoomed_dragged_and_shown_whole_again(visitor: Visitor) -> None:
@@ -183,7 +182,7 @@ def test_the_legend_shows_one_label_alone(visitor: Visitor) -> None:
     assert cat.get_attribute("aria-pressed") == "false"
 
 
-def test_everything_can_be_done_by_keyboard(visitor: Visitor) -> None:
+def test_everything_can_be_done_by_keyboard(visitor: Visitor, shots: Path) -> None:
     visitor.map_is_drawn()
     reached = []
     for _ in range(8):
@@ -195,6 +194,7 @@ def test_everything_can_be_done_by_keyboard(visitor: Visitor) -> None:
     assert reached == ["Skip to the content", "API", "choose", "random", "canvas"]
     for key in ("ArrowRight", "+", "+", "ArrowDown", "ArrowLeft", "Shift+ArrowUp", "-", "0", "ArrowRight"):
         visitor.page.keyboard.press(key)
+    visitor.page.screenshot(path=shots / "keyboard.png")
     spoken = visitor.get("#map-spoken").inner_text()
     id = visitor.get("#tip span").last.inner_text()
     assert spoken.endswith(", " + id)
@@ -220,14 +220,20 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_fingers_work(
         heights = visitor.get("button:visible").evaluate_all("(buttons) => buttons.map((one) => one.offsetHeight)")
         assert min(heights) >= 32
         assert visitor.get("#map-help .pointed:visible").count() == 0
-        visitor.page.screenshot(path=shots / "phone.png", full_page=True)
+        height = visitor.page.evaluate("document.documentElement.scrollHeight")
+        visitor.page.set_viewport_size({"width": 375, "height": height})  # full_page would pretend to have a mouse
+        visitor.map_is_drawn()
+        visitor.page.screenshot(path=shots / "phone.png")
 
 
-def test_what_is_no_photo_is_refused_with_the_servers_reason(visitor: Visitor, tmp_path: Path) -> None:
+def test_what_is_no_photo_is_refused_with_the_servers_reason(
+    visitor: Visitor, tmp_path: Path, shots: Path
+) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     visitor.drop(tmp_path / "notes.txt")
     visitor.get("#problem").get_by_text("JPEG, PNG, WebP or GIF").wait_for()
     assert not visitor.get("#near").is_visible()
+    visitor.page.screenshot(path=shots / "refused.png")
     visitor.drop(photo_in(tmp_path, 12), "body")
     visitor.searched("my photo.jpg")
     assert not visitor.get("#problem").is_visible()
@@ -303,7 +309,24 @@ def test_without_thumbnails_neighbours_are_tiles_in_the_colour_of_their_label(
             visitor.page.screenshot(path=shots / "tiles.png", full_page=True)
             for _ in range(6):  # around the photo, which so stays in view
                 visitor.page.get_by_role("button", name="Zoom in").click()
-            assert visitor.colours_on_the_map()["29,31,33"] > 100  # the photo's frame is in ink
+            assert visitor.drawn().ink > 100  # the photo's frame is in ink
+            assert visitor.refusals == []
+
+
+def test_the_only_row_of_a_gallery_is_shown_alone(
+    chromium: "Browser", seeded_store: Path, tmp_path: Path, shots: Path
+) -> None:
+    with running_server(seeded_store, tmp_path / "server", ["--index", "gallery", "--thumbnails"]) as server:
+        fill(server.url, 1)
+        with visit(chromium, server.url) as visitor:
+            visitor.map_is_drawn()
+            assert visitor.get("#map-note").inner_text() == "1 row"
+            visitor.page.get_by_role("button", name="Surprise me").click()
+            visitor.searched("pictures/000.jpg")
+            visitor.get("#near").get_by_text("There is no other row.").wait_for()
+            assert visitor.get("[role=status]").inner_text() == "0 neighbours found."
+            visitor.map_is_drawn()
+            visitor.page.screenshot(path=shots / "one-row.png")
             assert visitor.refusals == []
 
 

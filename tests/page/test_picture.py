@@ -51,14 +51,13 @@ def test_views_of_a_scene_are_found_by_another_view_of_it(
                     client.put(path, content=encode(view, quality=90)).raise_for_status()
         photo = tmp_path / "another view of scene F.jpg"
         photo.write_bytes(encode(views(SCENES[5], EACH + 1)[EACH], quality=90))
-        shape = {"viewport": {"width": 1280, "height": 1390}, "reduced_motion": "reduce"}
-        with visit(chromium, server.url, **shape) as visitor:
+        with visit(chromium, server.url) as visitor:
             visitor.map_is_drawn()
             visitor.drop(photo)
             visitor.searched(photo.name)
             visitor.until("document.querySelectorAll('.neighbours img').length === 12")
             assert sum(id.startswith("scene-F/") for id in visitor.neighbours()) >= 11
             visitor.map_is_drawn()
-            picture = Image.open(BytesIO(visitor.page.screenshot()))
+            picture = Image.open(BytesIO(visitor.page.screenshot(full_page=True)))
             picture.convert("RGB").save(shots / "page.webp", quality=78, method=6)
             assert (shots / "page.webp").stat().st_size <= MOST_BYTES

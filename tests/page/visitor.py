@@ -1,11 +1,10 @@
 """Someone who visits the page: a browser's tab, and the notes that are taken on what it did."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # only `make test-page` needs it
     from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request
@@ -18,6 +17,14 @@ PHONE = {
     "has_touch": True,
 }
 PATIENCE_S = 15.0
+
+
+class Drawn(NamedTuple):
+    """What can be counted on the map's canvas."""
+
+    pixels: int  # on which something was drawn
+    colours: int
+    ink: int  # pixels in the colour of marks
 
 
 class Visitor:
@@ -85,23 +92,22 @@ class Visitor:
         shown = "document.getElementById('canvas').toDataURL()"
         return self.page.evaluate(f"async () => {{ {frame} {frame} return {shown}; }}")
 
-    def colours_on_the_map(self) -> Counter[str]:
-        """How many pixels of the canvas have each colour, as "red,green,blue"; those where nothing was drawn, none."""
+    def drawn(self) -> Drawn:
+        """What is on the map, once its pictures are there."""
         self.map_is_drawn()
-        return Counter(
-            self.page.evaluate(
+        return Drawn(
+            **self.page.evaluate(
                 """() => {
                   const canvas = document.getElementById("canvas");
                   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
                   copy.drawImage(canvas, 0, 0);
                   const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
-                  const colours = {};
+                  const colours = [];
                   for (let i = 0; i < data.length; i += 4) {
-                    if (data[i + 3] === 0) continue;
-                    const colour = `${data[i]},${data[i + 1]},${data[i + 2]}`;
-                    colours[colour] = (colours[colour] ?? 0) + 1;
+                    if (data[i + 3]) colours.push(65536 * data[i] + 256 * data[i + 1] + data[i + 2]);
                   }
-                  return colours;
+                  const ink = colours.filter((colour) => colour === 0x1d1f21).length;
+                  return { pixels: colours.length, colours: new Set(colours).size, ink };
                 }"""
             )
         )
@@ -110,8 +116,8 @@ class Visitor:
         """Where on the screen a mouse finds a point of the map, and is told so."""
         box = self.get("#canvas").bounding_box()
         assert box is not None
-        for y in range(20, int(box["height"]) - 20, 12):
-            for x in range(20, int(box["width"]) - 70, 12):
+        for y in range(20, int(box["height"]) - 20, 24):
+            for x in range(20, int(box["width"]) - 70, 24):
                 self.page.mouse.move(box["x"] + x, box["y"] + y)
                 if self.get("#tip").is_visible():
                     return box["x"] + x, box["y"] + y
