@@ -8,6 +8,8 @@ Writes  model_store/: encoder.safetensors, encoder.int8.onnx, encoder.json, gall
 For other machines, each a model store of its own:
     akin export --target arm|tensorrt|cuda     var/TARGET, from the same weights
     akin export --runtime torch                var/torch, from the shipped encoder; STL-10 only to measure it
+For encoders of other libraries (torchvision, timm, Hugging Face, foreign checkpoints):
+    akin export --from SOURCE ...              see export/foreign_export.py, or akin export --from --help
 """
 
 import json
@@ -27,6 +29,7 @@ from torch import nn
 from encoder.golden import Golden, golden_batch
 from encoder.manifest import Artifact, GallerySeed, Manifest, model_digest
 from encoder.session import Embedded, open_session, run
+from export import foreign_export
 from export.card import model_card
 from export.fidelity import HELD_OUT, Budget, compare
 from export.graph import Served, fold_batch_norm, linear_of
@@ -249,7 +252,11 @@ def export_torch(config: Export) -> Manifest:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = knobs.parse(Export(), argv, "akin export", (__doc__ or "").splitlines()[0])
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--from" for word in argv):
+        return foreign_export.main(argv)
+    about = f"{(__doc__ or '').splitlines()[0]} For other libraries' encoders: akin export --from --help"
+    config = knobs.parse(Export(), argv, "akin export", about)
     manifest = export_torch(config) if config.runtime == "torch" else export(config)
     print(f"{config.folder}: {manifest.model_id}, {manifest.artifacts[0].quantization}")
     return 0

@@ -1,4 +1,4 @@
-"""How much of the fp32 model an int8 artifact keeps, and the budget beyond which it is another model."""
+"""How much of the fp32 model a smaller artifact keeps, and the budget beyond which it is another model."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,16 +37,11 @@ class Fidelity:
     probe_int8: float  # the same probe on int8 vectors
 
     def check(self, budget: Budget, precision: str = "int8") -> None:
-        found = (
+        broken = beyond(
             ("mean cosine", self.cosine_mean, ">=", budget.cosine_mean),
             ("probe loss in points", self.probe_fp32 - self.probe_int8, "<=", budget.probe_loss),
             ("10-NN overlap", self.overlap, ">=", budget.overlap),
         )
-        broken = [
-            f"{what} is {value:.4f}, the budget is {sign} {limit}"
-            for what, value, sign, limit in found
-            if not (value >= limit if sign == ">=" else value <= limit)
-        ]
         if broken:
             raise OverBudget(
                 f"{precision} is too far from fp32 ({self.images} held-out images): {'; '.join(broken)}. Nothing "
@@ -56,6 +51,48 @@ class Fidelity:
 
     def to_json(self, precision: str = "int8") -> dict[str, Any]:
         return {key.replace("int8", precision): round(value, 5) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """What can be said of a smaller artifact against fp32 where the images have no labels."""
+
+    images: int
+    cosine_mean: float
+    cosine_p1: float  # first percentile
+    cosine_min: float
+    overlap: float  # share of an image's 10 nearest neighbours among the others, found by either model, in common
+
+    def beyond(self, budget: Budget) -> list[str]:
+        """What is outside the budget; its part about a probe does not count."""
+        return beyond(
+            ("mean cosine", self.cosine_mean, ">=", budget.cosine_mean),
+            ("10-NN overlap", self.overlap, ">=", budget.overlap),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: round(value, 5) for key, value in asdict(self).items()}
+
+
+def closeness(fp32: np.ndarray, small: np.ndarray) -> Closeness:
+    """fp32, small: (N, D) unit vectors of the same images, N more than 10."""
+    cosine = (fp32 * small).sum(axis=1)
+    return Closeness(
+        images=len(cosine),
+        cosine_mean=float(cosine.mean()),
+        cosine_p1=float(np.percentile(cosine, 1)),
+        cosine_min=float(cosine.min()),
+        overlap=overlap_within(fp32, small),
+    )
+
+
+def beyond(*found: tuple[str, float, str, float]) -> list[str]:
+    """A sentence for each (what, value, >= or <=, limit) that does not hold; NaN never does."""
+    return [
+        f"{what} is {value:.4f}, the budget is {sign} {limit}"
+        for what, value, sign, limit in found
+        if not (value >= limit if sign == ">=" else value <= limit)
+    ]
 
 
 def compare(
@@ -105,5 +142,18 @@ def folds(labels: np.ndarray) -> list[np.ndarray]:
 
 def neighbor_overlap(one: np.ndarray, other: np.ndarray, held_out: np.ndarray) -> float:
     """Mean share of common ids among the nearest neighbours of the held-out rows in the rest, in each space."""
-    nearest = [np.argsort(-(v[held_out] @ v[~held_out].T), axis=1)[:, :OVERLAP] for v in (one, other)]
+    return in_common(*(v[held_out] @ v[~held_out].T for v in (one, other)))
+
+
+def overlap_within(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean share of common ids among the nearest neighbours of each row in all others, in each space."""
+    similar = [v @ v.T for v in (one, other)]
+    for matrix in similar:
+        np.fill_diagonal(matrix, -np.inf)
+    return in_common(*similar)
+
+
+def in_common(one: np.ndarray, other: np.ndarray) -> float:
+    """one, other: (N, M) similarities; the share of the columns of the greatest in each row that both name."""
+    nearest = [np.argsort(-similar, axis=1)[:, :OVERLAP] for similar in (one, other)]
     return float(np.mean([len(set(a) & set(b)) / OVERLAP for a, b in zip(*nearest, strict=True)]))

@@ -1,5 +1,6 @@
 """The served module: pixels in, unit embedding and probe logits out. The projection head stays behind."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -22,9 +23,36 @@ class Served(nn.Module):
         self.backbone, self.probe = backbone, probe
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(image.permute(0, 3, 1, 2).float() / 255)
-        embedding = features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        embedding = unit(self.backbone(image.permute(0, 3, 1, 2).float() / 255))
         return embedding, self.probe(embedding)
+
+
+class ServedForeign(nn.Module):
+    """image (N, side, side, 3) uint8 -> embedding (N, D) float32 of unit norm, through a network of another library.
+
+    Its mean and standard deviation, and the border that its library crops off, are inside.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], side: int, crop: int) -> None:
+        """network: (N, 3, crop, crop) float32 -> (N, D); side: of the image in pixels; mean and std: of each
+        channel, in [0, 1]."""
+        super().__init__()
+        self.network, self.crop, self.border = network, crop, (side - crop) // 2
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        kept = slice(self.border, self.border + self.crop)
+        x = image[:, kept, kept].permute(0, 3, 1, 2).float() / 255
+        return unit(self.network((x - self.mean) / self.std))
+
+
+def unit(features: Tensor) -> Tensor:
+    """(N, D) scaled to a norm of 1."""
+    return features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def linear_of(probe: Probe) -> nn.Linear:

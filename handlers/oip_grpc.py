@@ -82,9 +82,10 @@ class GrpcServer:
     """Serves `front` on a port, from `start` to `stop`, both within the event loop of the HTTP server."""
 
     def __init__(self, front: Front, address: str, port: int, calls: int) -> None:
-        """address: as getsockname() has it. calls: at a time; beyond them RESOURCE_EXHAUSTED."""
+        """address: as getsockname() has it. port: 0 takes a free one. calls: at a time; beyond, RESOURCE_EXHAUSTED."""
         self._front = front
-        self._where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self._address = f"[{address}]" if ":" in address else address
+        self.port = port
         self._calls = calls
         self._slow = 0  # calls that have taken longer than QUICK_SECONDS to send their message
 
@@ -93,7 +94,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls)
         methods = {name: grpc.stream_unary_rpc_method_handler(self._handler(name)) for name in ANSWERS}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        self._server.add_insecure_port(self._where)
+        self.port = self._server.add_insecure_port(f"{self._address}:{self.port}")
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:

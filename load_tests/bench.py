@@ -1,6 +1,6 @@
 """Measure the fronts against the least that their work costs: where README's numbers come from.
 
-    make bench        # or: .venv-full/bin/python -m load_tests.bench --fronts native --rounds 5 --seconds 3
+    make bench        # or: .venv-full/bin/python -m load_tests.bench --fronts native --parts camera --rounds 5
 
 Reads model_store/, starts each front as its make target does, on a free port with a new gallery, loads it with wrk
 on the same cores, and writes var/bench.json. Every round visits every front, and takes the floor anew beside each,
@@ -14,25 +14,31 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from encoder.manifest import Manifest, ManifestError
+from encoder.session import Encoder
 from images.sources import SourceError
 from load_tests import encodings, machine, overload, report, server, wrk
 from load_tests.arguments import at_least_one
+from load_tests.bench_decode import pillow_full
 from load_tests.encodings import ENCODINGS
 from load_tests.floor import Floor, measure_with
 from load_tests.fronts import FRONTS, ROOT, Model, NativeOptions, native
 from load_tests.photos import Photo, camera_photo, small_photo
-from load_tests.visit import Extras, OneConnection, Visit, rows_of
+from load_tests.variants import Started, variants
+from load_tests.visit import Camera, Connections, OneConnection, Variant, Visit, rows_of
 from load_tests.wrk import Load
 
 ERRORS = (ManifestError, SourceError, server.ServerError, wrk.LoadError, OSError)
 NEIGHBORS = 5
 ASK_FOR_NEIGHBORS = (("akin-k", str(NEIGHBORS)),)  # TorchServe drops a query
-NATIVE = "native"  # the front with rows of its own
+NATIVE = "native"  # the front with parts of its own
+PARTS = ("connections", "camera", "encodings", "variants", "overload")
 SLICE_SECONDS = 1  # of each encoding, before the next one's turn
 WARM_UP_CONNECTIONS = 8
 
@@ -42,8 +48,9 @@ class Settings:
     """The knobs of the benchmark."""
 
     fronts: tuple[str, ...] = ("native", "torchserve", "torchserve-torch")
-    rounds: int = 5
-    seconds: int = 3  # of load, for each quantity of each front in each round
+    parts: tuple[str, ...] = PARTS  # but for "connections", of the native front alone
+    rounds: int = 3
+    seconds: int = 2  # of load, for each quantity of each front in each round
     warm_up: int = 8  # seconds; TorchServe's Java gains a quarter of its throughput as it compiles itself
     model_store: Path = Path("model_store")
     name: str = "encoder"
@@ -59,6 +66,8 @@ class Settings:
         shown = " (default: %(default)s)"
         named = f"which of {', '.join(FRONTS)} (default: {' '.join(cls.fronts)})"
         add("--fronts", nargs="+", choices=FRONTS, default=cls.fronts, metavar="FRONT", help=named)
+        measured = f"which of {', '.join(PARTS)} (default: all)"
+        add("--parts", nargs="+", choices=PARTS, default=cls.parts, metavar="PART", help=measured)
         add("--rounds", type=at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
         add("--seconds", type=at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
         add("--warm-up", type=at_least_one, default=cls.warm_up, help="seconds before, for each front" + shown)
@@ -67,9 +76,10 @@ class Settings:
         add("--images", type=Path, help="whose first image is sent (default: STL-10 if there, else generated)")
         add("--environment", type=Path, default=cls.environment, help="of native and floor (default: .venv)")
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
-        add("--markdown", type=Path, help="where a table for a README goes (default: nowhere)")
+        add("--markdown", type=Path, help="where a table for a README goes too (default: nowhere)")
         chosen = vars(parser.parse_args(argv))
-        return cls(**chosen | {"fronts": tuple(dict.fromkeys(chosen["fronts"]))})  # each once
+        each_once = {name: tuple(dict.fromkeys(chosen[name])) for name in ("fronts", "parts")}
+        return cls(**chosen | each_once)
 
 
 @dataclass(frozen=True)
@@ -81,33 +91,25 @@ class Bench:
     manifest: Manifest
     small: Path  # a JPEG file
     camera: Path
+    whole: np.ndarray  # (D,) float32: the embedding of `camera` decoded in full
     options: NativeOptions
-    variants: Mapping[str, Sequence[str]]  # of the native front, by name: the arguments to start it with
+    variants: Mapping[str, Started]  # of the native front, by name
 
     def visit(self, front: str, folder: Path) -> Visit:
         """Start a front in `folder`, which is empty, twice; load it after the second start."""
+        parts = {*self.settings.parts} & {*(PARTS if front == NATIVE else ("connections",))}
         with self._started(front, folder) as first:
             self._check_answers(first)
         with self._started(front, folder) as served:
             url = f"{served.url}{self._path}"
             wrk.post(url, self.small, WARM_UP_CONNECTIONS, self.settings.warm_up)
-            visit = Visit(
-                floor=self._floor(self.small),
-                one=self._load(url, self.small, connections=1),
-                one_with_neighbors=self._load(url, self.small, connections=1, headers=ASK_FOR_NEIGHBORS),
-                eight=self._load(url, self.small, connections=8),
-                thirty_two=self._load(url, self.small, connections=32),
-                first_start_s=first.ready_s,
-                later_start_s=served.ready_s,
-                memory=served.memory(),
-            )
-            if front != NATIVE:
-                return visit
-            camera, answers = self._one(url, self.camera), self._encodings(served)
-            borne = overload.measure(
-                served.port, self._path, self.small.read_bytes(), self.settings.seconds, self.options.max_wait_ms
-            )
-        return replace(visit, extras=Extras(camera, answers, self._variants(folder), borne))
+            connections = self._connections(url) if "connections" in parts else None
+            memory = served.memory()
+            camera = self._camera(served) if "camera" in parts else None
+            answers = self._encodings(served) if "encodings" in parts else {}
+            borne = self._overload(served.port) if "overload" in parts else None
+        others = self._variants(folder) if "variants" in parts else {}
+        return Visit(first.ready_s, served.ready_s, memory, connections, camera, answers, others, borne)
 
     def _started(self, front: str, folder: Path) -> AbstractContextManager[server.Server]:
         """With the floor's number of threads for a request, wherever that can be said."""
@@ -133,6 +135,20 @@ class Bench:
         if found != expected:
             raise server.ServerError(f"the answer has {found}, the manifest says {expected}")
 
+    def _connections(self, url: str) -> Connections:
+        return Connections(
+            floor=self._floor(self.model, self.small),
+            one=self._load(url, self.small, connections=1),
+            one_with_neighbors=self._load(url, self.small, connections=1, headers=ASK_FOR_NEIGHBORS),
+            eight=self._load(url, self.small, connections=8),
+            thirty_two=self._load(url, self.small, connections=32),
+        )
+
+    def _camera(self, served: server.Server) -> Camera:
+        vector = np.array(served.post(self._path, self.camera.read_bytes())["embedding"])
+        load = self._one(self.model, f"{served.url}{self._path}", self.camera)
+        return Camera(load, cosine=float(vector @ self.whole))
+
     def _encodings(self, served: server.Server) -> dict[str, list[Load]]:
         encodings.check(served, self._path, self.small.read_bytes())
         loads: dict[str, list[Load]] = {name: [] for name in ENCODINGS}
@@ -143,20 +159,24 @@ class Bench:
                 loads[name].append(wrk.post(url, self.small, 1, SLICE_SECONDS, each.headers))
         return loads
 
-    def _variants(self, folder: Path) -> dict[str, OneConnection]:
+    def _overload(self, port: int) -> overload.Overload:
+        image, seconds = self.small.read_bytes(), self.settings.seconds
+        return overload.measure(port, self._path, image, seconds, self.options.max_wait_ms)
+
+    def _variants(self, folder: Path) -> dict[str, Variant]:
         taken = {}
-        for name, options in self.variants.items():
-            with native(self.model, folder, options) as served:
+        for name, (model, options) in self.variants.items():
+            with native(model, folder, options) as served:
                 url = f"{served.url}{self._path}"
                 wrk.post(url, self.small, WARM_UP_CONNECTIONS, SLICE_SECONDS)
-                taken[name] = self._one(url, self.small)
+                taken[name] = Variant(self._one(model, url, self.small), self._load(url, self.small, connections=8))
         return taken
 
-    def _one(self, url: str, photo: Path) -> OneConnection:
-        return OneConnection(self._floor(photo), self._load(url, photo, connections=1))
+    def _one(self, model: Model, url: str, photo: Path) -> OneConnection:
+        return OneConnection(self._floor(model, photo), self._load(url, photo, connections=1))
 
-    def _floor(self, photo: Path) -> Floor:
-        return measure_with(self.model.python, self.model.store, self.model.name, photo, self.settings.seconds)
+    def _floor(self, model: Model, photo: Path) -> Floor:
+        return measure_with(model.python, model.store, model.name, photo, self.settings.seconds)
 
     def _load(self, url: str, photo: Path, connections: int, headers: Sequence[tuple[str, str]] = ()) -> Load:
         return wrk.post(url, photo, connections, self.settings.seconds, headers)
@@ -169,14 +189,19 @@ def run(settings: Settings) -> int:
     described = machine.describe(model.python)
     manifest = Manifest.read(model.store, model.name)
     small, camera = small_photo(settings.images), camera_photo()
+    encoder = Encoder.load(model.store, model.name)
+    (whole,) = encoder.embed(pillow_full(camera.data, manifest.preprocess)[None]).vectors
+    options = NativeOptions.of(model.python)
+    others, absent = variants(model, options, described["cores"])
+    if "variants" in settings.parts:
+        _say(*absent)
     about = described | _about(settings, manifest, small, camera)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    options = NativeOptions.of(model.python)
     visits: dict[str, list[Visit]] = {front: [] for front in settings.fronts}
     # Beside the result, as galleries lie on disk: /tmp is often memory, where a first start costs less.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.out.parent) as work:
         files = Path(work) / "small.jpg", Path(work) / "camera.jpg"
-        bench = Bench(settings, model, manifest, *files, options, _variants(options, described["versions"]))
+        bench = Bench(settings, model, manifest, *files, whole, options, others)
         bench.small.write_bytes(small.data)
         bench.camera.write_bytes(camera.data)
         for number in range(1, settings.rounds + 1):
@@ -184,12 +209,10 @@ def run(settings: Settings) -> int:
                 folder = Path(work) / f"{front}-{number}"
                 folder.mkdir()
                 visits[front].append(bench.visit(front, folder))
-            print(f"round {number} of {settings.rounds}", file=sys.stderr, flush=True)
+                _say(f"round {number} of {settings.rounds}: {front}")
     rows = [row for front in settings.fronts for row in rows_of(front, visits[front])]
-    settings.out.write_text(
-        json.dumps({**about, "rows": [row.to_json() for row in rows]}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    written = {**about, "rows": [row.to_json() for row in rows]}
+    settings.out.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     caption = report.caption(about)
     if settings.markdown is not None:
         settings.markdown.write_text(report.markdown(rows, caption), encoding="utf-8")
@@ -208,11 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _variants(options: NativeOptions, versions: Mapping[str, str]) -> dict[str, Sequence[str]]:
-    """How else the native front is started; what its environment does not have is left out."""
-    openvino = options.openvino if {"openvino", "onnxruntime-openvino"} & versions.keys() else None
-    possible = {"idle cores used": options.idle_threads(2), "on OpenVINO": openvino}
-    return {name: arguments for name, arguments in possible.items() if arguments is not None}
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) -> dict[str, Any]:
@@ -220,6 +241,7 @@ def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) 
         "wrk": wrk.version(),
         "model": manifest.model_id,
         "fronts": list(settings.fronts),
+        "parts": list(settings.parts),
         "photo": small.description,
         "camera_photo": camera.description,
         "rounds": settings.rounds,

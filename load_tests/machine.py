@@ -43,7 +43,7 @@ def describe(python: Path) -> dict[str, Any]:
         "system": platform.platform(),
         # Above zero before anything was measured: others use these cores too.
         "load_average": round(os.getloadavg()[0], 2),
-        "versions": _versions(python),
+        "versions": versions(python),
     }
 
 
@@ -55,6 +55,12 @@ def gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return done.stdout.strip().splitlines()
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Of LIBRARIES that the interpreter `python` has, and its own."""
+    command = [str(python), "-c", _VERSIONS, *LIBRARIES]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -75,8 +81,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
-
-
-def _versions(python: Path) -> dict[str, str]:
-    command = [str(python), "-c", _VERSIONS, *LIBRARIES]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

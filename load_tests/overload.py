@@ -25,8 +25,8 @@ from load_tests.report import Row, Target
 
 SATURATING = (8, 32)  # connections; the better of them is the most that the server can do
 TIMES = 10
-CROWD = TIMES * max(SATURATING)  # connections
-WARM_UP_SECONDS = 0.5  # the queue fills, and what is refused before it has is no overload
+CROWD = 640  # connections: twenty times what saturates the server; it takes 1000
+WARM_UP_SECONDS = 3.0  # the queue fills, and everyone has been refused once
 LEAST_GOODPUT = 0.8  # of the maximum
 
 
@@ -106,7 +106,7 @@ def at_rate(per_second: float) -> Pause:
 
 
 def bear(port: int, request: Request, connections: int, seconds: float, pause: Pause = at_once) -> Borne:
-    """What `connections` that all send `request` get for `seconds`, after half a second that is not counted."""
+    """What `connections` that all send `request` get for `seconds`, after a second that is not counted."""
     started = perf_counter() + WARM_UP_SECONDS
     tally = Tally(started)
 

@@ -18,15 +18,15 @@ from PIL import Image
 
 from encoder.session import Encoder
 from handlers.native import Settings as ServerSettings
-from load_tests import bench, encodings, floor, machine, photos, report, server, wrk
+from load_tests import bench, encodings, floor, machine, photos, report, server, variants, wrk
 from load_tests.encodings import ENCODINGS
 from load_tests.floor import Floor
-from load_tests.fronts import NativeOptions
+from load_tests.fronts import Model, NativeOptions
 from load_tests.overload import Borne, Overload
 from load_tests.pictures import encode, scene
 from load_tests.report import Row, Target
 from load_tests.server import Memory
-from load_tests.visit import Extras, OneConnection, Visit, rows_of
+from load_tests.visit import Camera, Connections, OneConnection, Variant, Visit, rows_of
 from load_tests.wrk import Load
 from tests.server import Server
 from tests.serving import JPEG, PATH
@@ -34,7 +34,7 @@ from tests.tiny_encoder import write_tiny_encoder
 
 ROOT = Path(__file__).parents[1]
 ENCODED = "native, embedding as {}, 1 connection: p50 to that as JSON floats"
-CROWD = "native, 320 connections {}: {}"
+CROWD = "native, 960 connections {}: {}"
 MANNERS = ("10 × the rate", "retrying at once", "honouring Retry-After")
 TARGETS = {
     "native, 1 connection: p50 to the floor's": "≤ 1.25",
@@ -42,6 +42,7 @@ TARGETS = {
     "native, 8 connections: throughput to the floor's": "≥ 1.7",
     "native, 32 connections: throughput to the floor's": "≥ 1.7",
     "native, 12-megapixel photo, 1 connection: p50 to the floor's": "≤ 1.2",
+    "native, 12-megapixel photo: cosine of its embedding to the full decode's": "≥ 0.99",
     **{ENCODED.format(name): "≤ 1" for name in ("float32 bytes", ".npy", "base64")},
     **{CROWD.format(manner, "goodput to the most"): "≥ 0.8" for manner in MANNERS},
     **{CROWD.format(manner, "p99 of the accepted"): f"≤ {ServerSettings.max_wait_ms}" for manner in MANNERS},
@@ -69,25 +70,27 @@ def summary(requests: int = 300, refused: int = 0, broken: int = 0) -> str:
 def a_visit(floor_ms: float = 2.0, one_ms: float = 3.0) -> Visit:
     """A visit in which everything has a value of its own."""
     return Visit(
-        floor=Floor(floor_ms, 1e3 / floor_ms),
-        one=Load(one_ms, 7.0, 300.0),
-        one_with_neighbors=Load(5.0, 8.0, 200.0),
-        eight=Load(11.0, 30.0, 750.0),
-        thirty_two=Load(40.0, 90.0, 800.0),
         first_start_s=1.5,
         later_start_s=0.5,
         memory=Memory(240.0, 260.0),
-        extras=Extras(
-            camera=OneConnection(Floor(50.0, 20.0), Load(60.0, 70.0, 16.0)),
-            encodings={
-                "JSON floats": [Load(4.0, 9.0, 250.0), Load(9.0, 9.0, 90.0), Load(2.0, 9.0, 400.0)],
-                "base64": [Load(3.0, 9.0, 250.0)],
-            },
-            variants={"idle cores used": OneConnection(Floor(2.5, 400.0), Load(2.0, 3.0, 500.0))},
-            overload=Overload(
-                Borne(800.0, 0.0, 10.0, 20.0, 0), {MANNERS[1]: Borne(600.0, 4e3, 99.0, 249.0, 1)}, 250.0
-            ),
+        connections=Connections(
+            floor=Floor(floor_ms, 1e3 / floor_ms),
+            one=Load(one_ms, 7.0, 300.0),
+            one_with_neighbors=Load(5.0, 8.0, 200.0),
+            eight=Load(11.0, 30.0, 750.0),
+            thirty_two=Load(40.0, 90.0, 800.0),
         ),
+        camera=Camera(OneConnection(Floor(50.0, 20.0), Load(60.0, 70.0, 16.0)), cosine=0.98),
+        encodings={
+            "JSON floats": [Load(4.0, 9.0, 250.0), Load(9.0, 9.0, 90.0), Load(2.0, 9.0, 400.0)],
+            "base64": [Load(3.0, 9.0, 250.0)],
+        },
+        variants={
+            "idle cores used": Variant(
+                OneConnection(Floor(2.5, 400.0), Load(2.0, 3.0, 500.0)), eight=Load(10.0, 20.0, 600.0)
+            )
+        },
+        overload=Overload(Borne(800.0, 0.0, 10.0, 20.0, 0), {MANNERS[1]: Borne(600.0, 4e3, 99.0, 249.0, 1)}, 250.0),
     )
 
 
@@ -153,12 +156,14 @@ def test_every_row_shows_its_own_quantity() -> None:
         "native, 12-megapixel photo, floor: p50": 50.0,
         "native, 12-megapixel photo, 1 connection: p50": 60.0,
         "native, 12-megapixel photo, 1 connection: p50 to the floor's": 1.2,
+        "native, 12-megapixel photo: cosine of its embedding to the full decode's": 0.98,
         "native, embedding as JSON floats, 1 connection: p50": 4.0,
         "native, embedding as base64, 1 connection: p50": 3.0,
         ENCODED.format("base64"): 0.75,
         "native, idle cores used, floor: p50": 2.5,
         "native, idle cores used, 1 connection: p50": 2.0,
         "native, idle cores used, 1 connection: p50 to the floor's": 0.8,
+        "native, idle cores used, 8 connections: throughput to the floor's": 1.5,
         "native, at most: throughput": 800.0,
         CROWD.format(MANNERS[1], "goodput to the most"): 0.75,
         CROWD.format(MANNERS[1], "p50 of the accepted"): 99.0,
@@ -172,11 +177,22 @@ def test_every_row_shows_its_own_quantity() -> None:
     }
 
 
-def test_large_photos_and_promises_are_those_of_the_front_that_has_them() -> None:
-    rows = rows_of("torchserve", [replace(a_visit(), extras=None)])
+def test_parts_that_were_not_measured_have_no_rows() -> None:
+    whole = a_visit()
+    rows = rows_of("torchserve", [Visit(1.0, 1.0, Memory(1.0, 1.0), whole.connections)])
     assert {row.name.partition(",")[0] for row in rows} == {"torchserve"}
-    assert not [row.name for row in rows if "12-megapixel" in row.name or "embedding as" in row.name]
     assert {row.name for row in rows if row.target} == {name for name in TARGETS if name.startswith("torchserve")}
+    rows = rows_of("native", [Visit(1.0, 1.0, Memory(1.0, 1.0), camera=whole.camera)])
+    assert [row.name for row in rows] == [
+        "native, 12-megapixel photo, floor: p50",
+        "native, 12-megapixel photo, 1 connection: p50",
+        "native, 12-megapixel photo, 1 connection: p50 to the floor's",
+        "native, 12-megapixel photo: cosine of its embedding to the full decode's",
+        "native, first start to ready, gallery seeded",
+        "native, later start to ready",
+        "native, memory after load, gallery open",
+        "native, memory at its peak",
+    ]
 
 
 def test_only_what_the_help_of_the_server_lists_is_asked_for() -> None:
@@ -188,13 +204,32 @@ def test_only_what_the_help_of_the_server_lists_is_asked_for() -> None:
     assert (old.idle_threads(1), old.max_wait_ms, old.openvino) == (None, None, None)
 
 
-def test_variants_are_those_that_the_environment_has() -> None:
+def test_variants_are_those_that_the_server_and_an_environment_have(monkeypatch: pytest.MonkeyPatch) -> None:
     options = NativeOptions("--idle-threads --require-provider CPUExecutionProvider or OpenVINO")
-    idle = {"idle cores used": ("--idle-threads", "2")}
-    assert bench._variants(options, {"onnxruntime": "1"}) == idle
-    openvino = {"on OpenVINO": ("--require-provider", "OpenVINO")}
-    assert bench._variants(options, {"openvino": "1"}) == idle | openvino
-    assert bench._variants(NativeOptions(""), {"openvino": "1"}) == {}
+    model = Model(Path("store"), "encoder", Path(sys.prefix))
+    versions = {"onnxruntime": "1"}
+    monkeypatch.setattr(machine, "versions", lambda python: versions)
+    idle = {"idle cores used": (model, ("--idle-threads", "4"))}
+    absent = "on OpenVINO is left out: openvino is not installed; run make setup-openvino"
+    assert variants.variants(model, options, cores=4) == (idle, [absent])
+    versions["openvino"] = "1"
+    openvino = {"on OpenVINO": (model, ("--require-provider", "OpenVINO", "--idle-threads", "1"))}
+    assert variants.variants(model, options, cores=4) == (idle | openvino, [])
+    found, lines = variants.variants(model, NativeOptions(""), cores=4)
+    assert found == {} and [line.partition(" is left")[0] for line in lines] == ["idle cores used", "on OpenVINO"]
+
+
+def test_openvino_is_run_from_this_environment_where_the_serving_one_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    serving = tmp_path / "bin/python"
+    serving.parent.mkdir()
+    serving.touch()
+    monkeypatch.setattr(machine, "versions", lambda python: {} if python == serving else {"openvino": "1"})
+    found, _ = variants.variants(
+        Model(Path("store"), "encoder", tmp_path), NativeOptions("--require-provider OpenVINO"), cores=2
+    )
+    assert found["on OpenVINO"].model.environment == Path(sys.prefix)
 
 
 def test_an_encoding_that_is_not_what_was_asked_for_is_no_result(
@@ -300,6 +335,16 @@ def test_a_run_writes_every_row_with_its_rounds_target_and_machine(result: Path)
     assert written["camera_photo"].startswith("a small stand-in, ")
     assert written["fronts"] == ["native", "torchserve"]
     assert (written["rounds"], written["seconds"], written["warm_up"]) == (1, 1, 1)
+
+
+def test_a_single_part_is_measured_alone(wrk_there: None, seeded_store: Path, tmp_path: Path) -> None:
+    quick = ["--rounds", "1", "--seconds", "1", "--warm-up", "1", "--fronts", "native", "--parts", "encodings"]
+    arguments = [*quick, "--model-store", str(seeded_store), "--environment", sys.prefix]
+    assert bench.main([*arguments, "--out", str(tmp_path / "bench.json")]) == 0
+    written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    named = [row["name"] for row in written["rows"]]
+    assert ENCODED.format("base64") in named and not [name for name in named if "floor" in name or "crowd" in name]
+    assert written["parts"] == ["encodings"]
 
 
 def test_the_markdown_of_a_run_has_its_rows_and_says_what_was_measured(result: Path) -> None:
