@@ -42,7 +42,7 @@ option = $(if $($(1)),--$(2) "$($(1))")
 sources = $(if $(DATA),--data $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full setup-milvus setup-openvino serve deploy index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes bench-index load-test test test-long test-page lint clean distclean
+.PHONY: help setup setup-full setup-milvus setup-openvino serve deploy index train speedrun ablate evaluate export torchserve bench bench-training bench-sizes bench-index soak profile load-test test test-long test-page lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -113,6 +113,12 @@ bench-index: $(full) ## the index at a million rows beside FAISS, usearch and hn
 
 bench: $(serving) $(full) ## measure the fronts against their in-process floor
 	@exec .venv-full/bin/python -m load_tests.bench $(if $(images),--images "$(images)") $(ARGS)
+
+soak: $(serving) $(full) ## 200,000 mixed requests: memory must stay flat
+	@exec .venv-full/bin/python -m load_tests.soak $(ARGS)
+
+profile: $(serving) $(full) ## where each tenth of a millisecond of a request goes
+	@exec .venv-full/bin/python -m load_tests.profile_request $(ARGS)
 
 load-test: $(if $(URL),,$(serving)) $(full) ## hold p50 under load to SLO_MS=20: FRONT=native USERS=4 SECONDS=30 or URL=
 	@exec .venv-full/bin/python -m load_tests.slo $(call option,URL,url) \

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
+LATEST = 0.9  # of the time that a job may wait has gone: what remains is for its own run and the way back
 SMOOTHING = 0.1  # weight of the newest job in what its kind is expected to take
 
 
@@ -55,6 +56,7 @@ class _Job(NamedTuple):
     gone: Callable[[], bool]
     size: int
     cost_s: float
+    came: float  # monotonic
 
 
 class Costs:
@@ -136,11 +138,11 @@ class Admission:
         """
         if self._under_way >= self.threads and (
             # Only the event loop's thread puts, so nothing can slip in between this test and the put.
-            self._jobs.qsize() >= self.capacity or self._pending_s > self.max_wait_s * self.threads
+            self._jobs.qsize() >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
         ):
             raise QueueFull(self._jobs.qsize(), self.wait_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        job = _Job(work, future, gone, size, self._costs.expected_s(size))
+        job = _Job(work, future, gone, size, self._costs.expected_s(size), monotonic())
         self._under_way += 1
         self._pending_s += job.cost_s
         self._jobs.put(job)
@@ -167,6 +169,8 @@ class Admission:
         seconds: float | None = None
         if job.future.cancelled() or job.gone():
             error = Abandoned()
+        elif monotonic() - job.came > self.max_wait_s * LATEST:  # what stood before it took longer than expected
+            error = QueueFull(self._jobs.qsize(), self.wait_s)
         else:
             started = perf_counter()
             try:

@@ -39,6 +39,7 @@ NEIGHBORS = 5
 ASK_FOR_NEIGHBORS = (("akin-k", str(NEIGHBORS)),)  # TorchServe drops a query
 NATIVE = "native"  # the front with parts of its own
 PARTS = ("connections", "camera", "encodings", "variants", "overload")
+NATIVE_WARM_UP_SECONDS = 2  # at most: nothing of it compiles itself
 SLICE_SECONDS = 1  # of each encoding, before the next one's turn
 WARM_UP_CONNECTIONS = 8
 
@@ -51,7 +52,7 @@ class Settings:
     parts: tuple[str, ...] = PARTS  # but for "connections", of the native front alone
     rounds: int = 3
     seconds: int = 2  # of load, for each quantity of each front in each round
-    warm_up: int = 8  # seconds; TorchServe's Java gains a quarter of its throughput as it compiles itself
+    warm_up: int = 8  # seconds, of TorchServe: its Java gains a quarter of its throughput as it compiles itself
     model_store: Path = Path("model_store")
     name: str = "encoder"
     images: Path | None = None
@@ -70,7 +71,7 @@ class Settings:
         add("--parts", nargs="+", choices=PARTS, default=cls.parts, metavar="PART", help=measured)
         add("--rounds", type=at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
         add("--seconds", type=at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
-        add("--warm-up", type=at_least_one, default=cls.warm_up, help="seconds before, for each front" + shown)
+        add("--warm-up", type=at_least_one, default=cls.warm_up, help="seconds before, for TorchServe" + shown)
         add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
         add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
         add("--images", type=Path, help="whose first image is sent (default: STL-10 if there, else generated)")
@@ -102,7 +103,7 @@ class Bench:
             self._check_answers(first)
         with self._started(front, folder) as served:
             url = f"{served.url}{self._path}"
-            wrk.post(url, self.small, WARM_UP_CONNECTIONS, self.settings.warm_up)
+            wrk.post(url, self.small, WARM_UP_CONNECTIONS, self._warm_up(front))
             connections = self._connections(url) if "connections" in parts else None
             memory = served.memory()
             camera = self._camera(served) if "camera" in parts else None
@@ -116,6 +117,9 @@ class Bench:
         if front == NATIVE:
             return native(self.model, folder, self.options.idle_threads(1) or ())
         return FRONTS[front](self.model, folder)
+
+    def _warm_up(self, front: str) -> int:
+        return min(self.settings.warm_up, NATIVE_WARM_UP_SECONDS) if front == NATIVE else self.settings.warm_up
 
     @property
     def _path(self) -> str:

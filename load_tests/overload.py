@@ -105,9 +105,11 @@ def at_rate(per_second: float) -> Pause:
     return pause
 
 
-def bear(port: int, request: Request, connections: int, seconds: float, pause: Pause = at_once) -> Borne:
-    """What `connections` that all send `request` get for `seconds`, after a second that is not counted."""
-    started = perf_counter() + WARM_UP_SECONDS
+def bear(
+    port: int, request: Request, connections: int, seconds: float, warm_up: float = 0.5, pause: Pause = at_once
+) -> Borne:
+    """What `connections` that all send `request` get for `seconds`, after `warm_up` seconds that are not counted."""
+    started = perf_counter() + warm_up
     tally = Tally(started)
 
     def hear(answer: Answer) -> float:
@@ -127,7 +129,7 @@ def measure(port: int, path: str, image: bytes, seconds: float, limit_ms: float 
         "retrying at once": at_once,
         "honouring Retry-After": as_told,
     }
-    borne = {name: bear(port, request, CROWD, seconds, pause) for name, pause in manners.items()}
+    borne = {name: bear(port, request, CROWD, seconds, WARM_UP_SECONDS, pause) for name, pause in manners.items()}
     return Overload(maximum, borne, limit_ms)
 
 

@@ -76,7 +76,7 @@ def caption(about: dict[str, Any]) -> str:
         f"{about['model']} at commit {about['commit']}, {about['date'][:10]}: "
         f"{about['cores']} cores of {about['cpu']} ({sets}), load average {about['load_average']:g} before, "
         f"load generator on the same cores; medians of {rounds}, {about['seconds']} s of load each "
-        f"after {about['warm_up']} s of warm-up. "
+        f"after at most {about['warm_up']} s of warm-up. "
         f"{about['photo']}; {about['camera_photo']}."
     )
 

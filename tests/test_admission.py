@@ -253,3 +253,23 @@ def test_the_first_refusal_goes_out_at_once_and_a_storm_of_them_stands_in_line()
     delays = [pace.delay_s() for _ in range(50)]
     assert delays == sorted(delays)
     assert 0.4 < delays[-1] <= 0.5
+
+
+def test_a_job_that_waited_longer_than_was_expected_is_refused_in_place_of_being_late() -> None:
+    async def scenario() -> None:
+        admission, gate, ran = Admission(threads=1, capacity=10, max_wait_s=0.05), threading.Event(), threading.Event()
+        try:
+            first = admission.submit(gate.wait)  # nothing is known of it yet, so nobody behind it is refused
+            late = admission.submit(ran.set)
+            await asyncio.sleep(0.06)
+            gate.set()
+            assert await first
+            with pytest.raises(QueueFull):
+                await late
+            assert not ran.is_set()
+            assert await admission.submit(lambda: "in time") == "in time"
+        finally:
+            gate.set()
+            admission.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=20))

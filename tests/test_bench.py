@@ -34,7 +34,7 @@ from tests.tiny_encoder import write_tiny_encoder
 
 ROOT = Path(__file__).parents[1]
 ENCODED = "native, embedding as {}, 1 connection: p50 to that as JSON floats"
-CROWD = "native, 960 connections {}: {}"
+CROWD = "native, 640 connections {}: {}"
 MANNERS = ("10 × the rate", "retrying at once", "honouring Retry-After")
 TARGETS = {
     "native, 1 connection: p50 to the floor's": "≤ 1.25",
