@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from encoder.session import Embedded
-from export.fidelity import OVERLAP, Budget, Fidelity, OverBudget, compare, folds, neighbor_overlap
+from export.fidelity import (
+    OVERLAP,
+    Budget,
+    Closeness,
+    Fidelity,
+    OverBudget,
+    closeness,
+    compare,
+    folds,
+    neighbor_overlap,
+)
 from training.probe import regression
 
 ROWS, DIMENSION, CLASSES = 300, 16, 5
@@ -130,3 +140,41 @@ def test_what_is_exactly_on_budget_or_better_than_fp32_passes() -> None:
 
 def test_its_json_has_the_numbers_rounded() -> None:
     assert replace(PERFECT, cosine_mean=0.999444444).to_json()["cosine_mean"] == 0.99944
+
+
+def test_closeness_needs_no_labels_and_is_that_of_a_plain_loop() -> None:
+    one, other = embedded().vectors[:60], embedded(noise=0.3).vectors[:60]
+    cosine = sorted(float(a @ b) for a, b in zip(one, other, strict=True))
+    shares = []
+    for row in range(60):
+        tops = []
+        for space in (one, other):
+            others = [i for i in range(60) if i != row]
+            tops.append(set(sorted(others, key=lambda i, s=space, r=row: -float(s[i] @ s[r]))[:OVERLAP]))
+        shares.append(len(tops[0] & tops[1]) / OVERLAP)
+    found = closeness(one, other)
+    assert found.images == 60
+    assert found.cosine_mean == pytest.approx(np.mean(cosine), abs=1e-6)
+    assert found.cosine_min == pytest.approx(cosine[0], abs=1e-6)
+    assert cosine[0] <= found.cosine_p1 <= cosine[1]
+    assert found.overlap == pytest.approx(np.mean(shares)) and 0.2 < found.overlap < 0.9
+
+
+def test_a_twin_is_as_close_as_can_be() -> None:
+    found = closeness(embedded().vectors, embedded().vectors)
+    assert found.cosine_min == pytest.approx(1, abs=1e-6) and found.overlap == 1
+    assert found.beyond(Budget()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cosine_mean": 0.9975}, "mean cosine is 0.9975, the budget is >= 0.998"),
+        ({"overlap": 0.85}, "10-NN overlap is 0.8500, the budget is >= 0.9"),
+        ({"cosine_mean": float("nan")}, "mean cosine is nan, the budget is >= 0.998"),
+    ],
+)
+def test_what_is_not_close_enough_is_said_with_value_and_limit(change: dict[str, float], said: str) -> None:
+    close = Closeness(100, cosine_mean=0.999, cosine_p1=0.99, cosine_min=0.9, overlap=0.95)
+    assert close.beyond(Budget()) == []
+    assert replace(close, **change).beyond(Budget()) == [said]  # type: ignore[arg-type]

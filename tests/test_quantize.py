@@ -134,3 +134,34 @@ def total_range(graph: onnx.GraphProto) -> float:
     """Sum of the scales of all activations."""
     values = constants(graph)
     return sum(float(values[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear")
+
+
+class Attention(nn.Module):
+    """One head over the image's rows, and a projection behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(3 * SIZE, 64) for _ in range(3))
+        self.out = nn.Linear(64, 32)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows = image.float().flatten(2) / 255
+        weights = (self.query(rows) @ self.key(rows).transpose(1, 2)).softmax(dim=-1)
+        return nn.functional.normalize(self.out(weights @ self.value(rows)).mean(dim=1), dim=1)
+
+
+def test_products_of_activations_stay_in_float_and_those_with_weights_do_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    to_onnx(Attention(), SIZE, tmp_path / "fp32.onnx", outputs=("embedding",))
+    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", CALIBRATION, operators=("MatMul", "Gemm"))
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    source = made_by(graph)
+    inputs = [
+        {source[name].op_type == "DequantizeLinear" for name in node.input[:2] if name in source}
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+    ]
+    assert sorted(inputs, key=str).count({False}) == 2, "queries with keys, and weights with values"
+    assert inputs.count({True}) == 4
+    exact, rounded = (run(open_session(tmp_path / f"{kind}.onnx"), FRESH).vectors for kind in ("fp32", "int8"))
+    assert (exact * rounded).sum(axis=1).min() > 0.999
