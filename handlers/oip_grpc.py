@@ -82,7 +82,7 @@ class GrpcServer:
     """Serves `front` on a port, from `start` to `stop`, both within the event loop of the HTTP server."""
 
     def __init__(self, front: Front, address: str, port: int, calls: int) -> None:
-        """address: as getsockname() has it. port: 0 takes a free one. calls: at a time; beyond, RESOURCE_EXHAUSTED."""
+        """address: as getsockname() has it. port: 0 takes a free one. calls: at a time; more: RESOURCE_EXHAUSTED."""
         self._front = front
         self._address = f"[{address}]" if ":" in address else address
         self.port = port
@@ -143,6 +143,7 @@ class GrpcServer:
         if reply is None:
             context.set_trailing_metadata(trailer)
             return payload
+        request.body = b""  # what abort raises keeps this frame until the collector comes
         code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else CODES.get(status, grpc.StatusCode.UNKNOWN)
         await context.abort(code, reply.payload.decode(), (*trailer, *_metadata(reply.headers)))
         raise AssertionError("abort raises")

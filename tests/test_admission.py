@@ -257,7 +257,8 @@ def test_the_first_refusal_goes_out_at_once_and_a_storm_of_them_stands_in_line()
 
 def test_a_job_that_waited_longer_than_was_expected_is_refused_in_place_of_being_late() -> None:
     async def scenario() -> None:
-        admission, gate, ran = Admission(threads=1, capacity=10, max_wait_s=0.05), threading.Event(), threading.Event()
+        admission = Admission(threads=1, capacity=10, max_wait_s=0.05)
+        gate, ran = threading.Event(), threading.Event()
         try:
             first = admission.submit(gate.wait)  # nothing is known of it yet, so nobody behind it is refused
             late = admission.submit(ran.set)
