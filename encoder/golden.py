@@ -66,8 +66,8 @@ def check_golden(golden: Sequence[Golden], vectors: np.ndarray, min_cosine: floa
             f"golden vector {worst} (seed {golden[worst].seed}) comes out with cosine "
             f"{cosines[worst]:.6f}, the limit is {min_cosine}; {agreeing} of {len(golden)} agree. "
             f"This machine ({cpu_description()}, {provider}) computes the model wrongly, so it is not "
-            "served. Update onnxruntime (on OpenVINO: go back to it), or, on a CPU without VNNI, where 8-bit products "
-            "saturate, export again with reduce_range"
+            "served. Update onnxruntime (on OpenVINO: go back to it), or, on a CPU without VNNI, where 8-bit "
+            "products saturate, export again with reduce_range"
         )
 
 

@@ -22,6 +22,7 @@ from handlers.exchange import (
     Request,
     Scope,
     Send,
+    check_encoding,
     drain,
     internal_error,
     media_type,
@@ -170,6 +171,7 @@ class _Intake:
 def _begin(front: Front, request: Request) -> tuple[Service, Framing]:
     """What can be said before anything is read."""
     front.access.check_write(request.headers)
+    check_encoding(request.headers.get(b"content-encoding", b"").decode("latin-1"))
     kind = media_type(request.headers)
     # Never without one: a page of any web site may send that to this machine, and would write.
     if kind not in FRAMINGS:

@@ -172,6 +172,7 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
         arrived = perf_counter()
         if scope["method"] not in route.methods:
             raise _wrong_method(scope, route.methods)
+        check_encoding(headers.get(b"content-encoding", b"").decode("latin-1"))
         answer = await route.answer(front, request)
         reply = answer if isinstance(answer, Reply) else Reply(answer, route.content_type)
     except (ClientGone, Abandoned):
@@ -249,6 +250,12 @@ def plain_error(refusal: Refusal) -> bytes:
 def media_type(headers: Headers) -> str:
     """The content type of the body, without its parameters."""
     return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+
+
+def check_encoding(coding: str) -> None:
+    """Refuse a body that would have to be unpacked first: a small one may hold gigabytes."""
+    if coding not in ("", "identity"):
+        raise RequestError(415, f"the body is encoded as {coding[:40]!r}; send it as it is")
 
 
 def internal_error(error: Exception, request: str) -> str:

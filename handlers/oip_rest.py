@@ -96,8 +96,6 @@ def _named(request: Request) -> tuple[str, str | None, str | None]:
 
 def _work(service: Service, name: str, request: Request) -> bytes | Reply:
     """In a worker thread: from the body to the answer."""
-    if encoding := request.headers.get(b"content-encoding"):
-        raise RequestError(415, f"the body is encoded as {show(encoding.decode('latin-1'))}; send it as it is")
     head, binary = _split(request)
     given = parse_object(head, MAX_COMMAS, HOW_TO)
     check_keys(given, ("id", "parameters", "inputs", "outputs"))

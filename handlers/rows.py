@@ -214,7 +214,7 @@ def _draft_from_line(line: Line, dimension: int) -> Draft | Delete | Refused:
         id = name
         if "delete" not in given:
             return draft_from_json(id, given, dimension)
-        if given != {"delete": True}:
+        if given.pop("delete") is not True or given:
             raise RequestError(400, 'a line with delete has nothing but an id beside it: {"id": ..., "delete": true}')
         return Delete(id)
     except (RequestError, ImageError) as error:

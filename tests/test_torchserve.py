@@ -18,12 +18,10 @@ import pytest
 from encoder.session import Encoder
 from export.archive import Archive, write_archive
 from handlers.torchserve.run import Settings
-from images.decode import MAX_BYTES
 from index.gallery import Gallery
 from tests.pictures import encode, scene
 from tests.server import ROOT, Server, running_server
 from tests.serving import JPEG, OTHER, PATH, assert_refused, samples, vector_of
-from tests.test_bad_requests import bomb, chunks_of, png
 from tests.torchserving import is_running, running_torchserve, session_of, start, workers
 
 MODEL_STORE = ROOT / "model_store"
@@ -128,10 +126,13 @@ def test_stages_are_histograms_for_prometheus(torchserve: Server) -> None:
     def count(stage: str) -> float:
         metrics = samples(httpx.get(f"http://127.0.0.1:{torchserve.port + 2}/metrics").text)
         return sum(
-            value for name, value in metrics.items() if name.startswith(f'akin_stage_ms_count{{stage="{stage}"')
+            value
+            for name, value in metrics.items()
+            if name.startswith("akin_stage_ms_count{") and f'stage="{stage}"' in name
         )
 
     before = {stage: count(stage) for stage in ("decode", "embed", "search")}
+    assert before["decode"] > 0 and before["embed"] > 0
     post(torchserve, files={"one": JPEG, "two": OTHER}, data={"k": "1"})
     expected = {"decode": before["decode"] + 2, "embed": before["embed"] + 1, "search": before["search"] + 1}
     wait_until(lambda: {stage: count(stage) for stage in expected} == expected)  # they go through the worker's log
@@ -152,74 +153,9 @@ def served_on(torchserve: Server, encoder: Encoder) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("served_on")
-@pytest.mark.parametrize(
-    ("body", "status", "word"),
-    [
-        (b"", 400, "empty"),
-        (bytes(range(7, 256)) * 40, 415, "unsupported"),
-        (JPEG[: len(JPEG) // 2], 400, "damaged JPEG"),
-        (OTHER[: len(OTHER) // 2], 400, "damaged PNG"),
-        (bomb(), 413, "13000 x 13000"),
-        (png(65000, 65000), 413, "65000 x 65000"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "SVG"),
-        (b"%PDF-1.7\n%", 415, "PDF"),
-        (encode(scene(20, 20), "TIFF"), 415, "TIFF"),
-        (bytes(MAX_BYTES), 415, "unsupported"),
-    ],
-    ids=["empty", "noise", "half JPEG", "half PNG", "bomb", "65000", "SVG", "PDF", "TIFF", "largest body"],
-)
-def test_a_bad_image_is_refused_with_a_reason(torchserve: Server, body: bytes, status: int, word: str) -> None:
-    assert_refused(post(torchserve, content=body), status, word)
-
-
-@pytest.mark.usefixtures("served_on")
-@pytest.mark.parametrize("k", ["-1", "1.5", "1000000000", "x", ""])
-def test_a_bad_k_is_refused_with_its_value_and_the_limit(torchserve: Server, k: str) -> None:
-    assert_refused(post(torchserve, content=JPEG, headers={"akin-k": k}), 400, f"k is {k!r}", "1000")
-    assert_refused(post(torchserve, data={"k": k}, files={"image": JPEG}), 400, f"k is {k!r}", "1000")
-
-
-@pytest.mark.usefixtures("served_on")
-@pytest.mark.parametrize(
-    ("content_type", "body"),
-    [("text/plain", JPEG), ("application/json", b'{"k": NaN}'), ("application/json", b"[" * 100_000)],
-    ids=["text", "NaN", "deep JSON"],
-)
-def test_another_content_type_is_refused_unread(torchserve: Server, content_type: str, body: bytes) -> None:
-    assert_refused(post(torchserve, content=body, headers={"content-type": content_type}), 415, content_type)
-
-
-@pytest.mark.usefixtures("served_on")
-@pytest.mark.parametrize(
-    ("boundary", "body", "status"),
-    [
-        ("x", b"no boundary at all", 400),
-        ("x", b'--x\r\ncontent-disposition: form-data; name="k"\r\n\r\n1\r\n--x--\r\n', 400),
-        ("x", b"--x\r\n\r\nnever ends", 500),  # Java trips over these two, before any worker sees them
-        ("", b"--x", 500),
-    ],
-)
-def test_a_broken_form_is_refused(torchserve: Server, boundary: str, body: bytes, status: int) -> None:
-    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-    assert post(torchserve, content=body, headers=headers).status_code == status
-
-
-@pytest.mark.usefixtures("served_on")
 def test_parts_that_would_replace_each_other_are_refused_rather_than_lost(torchserve: Server) -> None:
     refused = post(torchserve, files=[("image", ("a", PHOTO)), ("image", ("b", PHOTO))])
     assert_refused(refused, 400, "name them image1, image2")
-
-
-@pytest.mark.usefixtures("served_on")
-def test_too_many_images_in_a_form_are_refused(torchserve: Server) -> None:
-    assert_refused(post(torchserve, files={f"image{n}": b"x" for n in range(129)}), 413, "128 images")
-
-
-@pytest.mark.usefixtures("served_on")
-@pytest.mark.parametrize("size", [20 << 20], ids=["20 MB"])
-def test_a_body_over_the_cap_is_refused_by_java(torchserve: Server, size: int) -> None:
-    assert post(torchserve, content=bytes(size)).status_code == 413
-    assert post(torchserve, content=chunks_of(size)).status_code == 413
 
 
 def test_models_cannot_be_registered_from_outside(torchserve: Server) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from handlers.exchange import check_encoding
 from handlers.multipart import MAX_IMAGES, OPTION_NAMES
 from handlers.service import Options, RequestError
 
@@ -33,6 +34,7 @@ def parse_inputs(parameters: Mapping[str, bytes | bytearray], headers: Mapping[s
     given = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     content_type = given.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
+    check_encoding(given.get("content-encoding", ""))
     _check_content_type(kind)
     images = [bytes(value) for name, value in parameters.items() if name not in OPTION_NAMES]
     if kind == FORM:
