@@ -32,6 +32,7 @@ from handlers.metrics import count_of
 from handlers.models import Served
 from handlers.openapi import PATHS
 from handlers.openapi_index import INDEX_PATHS
+from handlers.openapi_oip import OIP_PATHS
 from handlers.predictions import PREDICTIONS, PREFIX
 from handlers.service import RequestError, error_json, to_json
 
@@ -40,11 +41,6 @@ MODEL_PREFIX = "/models/"
 OF_MODELS = ("index", "thumbnails")
 # Answered without a token where reads are protected: whether all is well, and what shows a page without any data.
 OPEN_PATHS = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
-
-
-def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
-    return path in OPEN_PATHS or path.startswith(pages.FILES) or (path == pages.HOME and pages.wants_page(scope))
 ENDPOINTS = {
     "POST /predictions/NAME": "an image to its embedding, logits, label and neighbours",
     "POST /v1/embeddings": "images to embeddings, as OpenAI's clients ask for them",
@@ -71,7 +67,7 @@ class _Documented(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema["paths"] |= PATHS | INDEX_PATHS
+        schema["paths"] |= PATHS | INDEX_PATHS | OIP_PATHS
         bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
         schema.setdefault("components", {})["securitySchemes"] = bearer
         return schema
@@ -102,6 +98,11 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
                 await route(front, scope, receive, send)
 
     return app
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return path in OPEN_PATHS or path.startswith(pages.FILES) or (path == pages.HOME and pages.wants_page(scope))
 
 
 def _of_model(scope: Scope) -> Scope:

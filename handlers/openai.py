@@ -103,7 +103,9 @@ def _parse(body: bytes, models: Models) -> _Asked:
     if unknown := sorted(given.keys() - set(ARGUMENTS)):
         raise ArgumentError(unknown[0][:40], f"unknown argument {show(unknown[0])}; there is {', '.join(ARGUMENTS)}")
     service = _find(given.get("model"), models)
-    encoding = given.get("encoding_format") or "float"
+    encoding = given.get("encoding_format")
+    if encoding is None:
+        encoding = "float"
     if encoding not in ("float", "base64"):
         raise ArgumentError("encoding_format", f"encoding_format is {show(encoding)}; send 'float' or 'base64'")
     dimension, dimensions = service.encoder.manifest.dimension, given.get("dimensions")

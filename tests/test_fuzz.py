@@ -79,7 +79,7 @@ def test_no_request_that_the_schema_allows_or_forbids_gets_an_answer_it_does_not
         int(found[1]) if (found := re.search(pattern, said)) else 0
         for pattern in (r"(\d+) selected", r"selected / (\d+) total", r"Tested: (\d+)", r"(\d+) generated")
     )
-    assert selected == total >= 28 and generated > 20, said
+    assert selected == total >= 38 and generated > 20, said
     assert tested == total or (tested and "Time limit reached" in said), said  # on a machine that is too busy
 
 
