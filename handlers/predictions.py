@@ -5,7 +5,7 @@ The answer is JSON. `Accept: application/octet-stream` asks for the embedding al
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from urllib.parse import parse_qsl, quote
 
@@ -62,8 +62,14 @@ def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
     given = {name: headers[key].decode("latin-1") for name, key in OPTION_HEADERS.items() if key in headers}
     given |= form
     if query:
-        given |= parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        given |= _parsed(query)
     return Options.parse(**{name: given.get(name) for name in OPTION_NAMES})
+
+
+@lru_cache(maxsize=256)  # clients send the same few again and again
+def _parsed(query: bytes) -> dict[str, str]:
+    """By name; of a name given twice the later value. Nobody may change what this returns."""
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 
 def _binary(service: Service, images: Sequence[bytes], request: Request, content_type: bytes) -> Reply:
@@ -75,9 +81,7 @@ def _binary(service: Service, images: Sequence[bytes], request: Request, content
             where = f"image {number + 1} of {len(answers)}: " if len(answers) > 1 else ""
             raise ImageError(answer.status, where + answer.reason)
         good.append(answer)
-    vectors = np.stack([answer["embedding"] for answer in good])
-    if len(good) == 1:
-        vectors = vectors[0]
+    vectors = good[0]["embedding"] if len(good) == 1 else np.stack([answer["embedding"] for answer in good])
     return Reply(_bytes(vectors, content_type), content_type, _described(good))
 
 
@@ -94,9 +98,14 @@ def _described(answers: Sequence[Answer]) -> HeaderList:
     first = answers[0]
     head = [(b"akin-model", first["model"].encode())]
     if len(answers) == 1 and "label" in first:
-        head.append((b"akin-label", quote(first["label"]).encode()))
+        head.append((b"akin-label", _quoted(first["label"])))
         head.append((b"akin-confidence", b"%.6f" % first["confidence"]))
     return tuple(head)
+
+
+@lru_cache(maxsize=4096)
+def _quoted(label: str) -> bytes:
+    return quote(label).encode()
 
 
 # PUT is what `curl -T photo.jpg` sends.

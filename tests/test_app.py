@@ -67,7 +67,10 @@ def test_the_documentation_shows_the_paths_that_are_served_in_front_of_it(client
     pages = {"/", "/models", "/healthz", "/readyz", "/metrics"}
     of_models = {f"/models/{{name}}{path}" for path in index}
     predictions = {"/predictions/{name}", "/predictions/{name}/{version}"}
-    assert set(schema["paths"]) == predictions | pages | openai | index | of_models
+    model = {f"/v2/models/{{name}}{version}" for version in ("", "/versions/{version}")}
+    oip = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"}
+    oip |= {f"{path}{verb}" for path in model for verb in ("", "/ready", "/infer")}
+    assert set(schema["paths"]) == predictions | pages | openai | index | of_models | oip
     documented = {entry["name"] for entry in schema["paths"]["/predictions/{name}"]["post"]["parameters"]}
     assert documented == {"name", "k", "fields", "encoding", "akin-k", "akin-fields", "akin-encoding"}
     assert "swagger" in client.get("/docs").text
