@@ -22,6 +22,7 @@ from images.spec import PreprocessSpec
 MAX_BYTES = 16 * 2**20
 MAX_SIDE = 16_384  # pixels; the longest side that WebP can have
 MAX_PIXELS = 64 * 2**20  # a 64-megapixel camera's photo passes; 256 MiB once decoded as RGB
+MAX_WEBP_PIXELS = 24 * 2**20  # 384 MiB: Pillow takes four times as much for a WebP, which may have 34 bytes
 
 # The plugins themselves, not Image.open: it would register every format that Pillow knows, follow
 # the other pictures of an MPO, and only warn of decompression bombs.
@@ -62,7 +63,7 @@ def decode(data: bytes, spec: PreprocessSpec) -> np.ndarray:
         raise ImageError(415, f"unsupported {kind}; send JPEG, PNG, WebP or GIF")
     try:
         if name == "WEBP":
-            _check_dimensions(*_webp_dimensions(data))  # its plugin takes memory for the canvas when it opens
+            _check_dimensions(*_webp_dimensions(data), MAX_WEBP_PIXELS)  # before its plugin takes memory for them
         image = PLUGINS[name](BytesIO(data))
         _check_dimensions(*image.size)
         extent = _scale_in_dct(image, spec.size) if isinstance(image, JpegImageFile) else image.size
@@ -124,11 +125,11 @@ def _check_bytes(data: bytes) -> None:
         )
 
 
-def _check_dimensions(width: int, height: int) -> None:
+def _check_dimensions(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if max(width, height) > MAX_SIDE:
         limit = f"a side of at most {MAX_SIDE} pixels is taken"
-    elif width * height > MAX_PIXELS:
-        limit = f"at most {MAX_PIXELS} pixels are taken"
+    elif width * height > max_pixels:
+        limit = f"at most {max_pixels} pixels are taken"
     else:
         return
     raise ImageError(

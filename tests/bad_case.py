@@ -29,6 +29,7 @@ class Differs:
 
 SAME: Literal["same"] = "same"  # TorchServe's handler answers as the native front does
 WAITS: Literal["waits"] = "waits"  # TorchServe has no limit here, and says nothing for as long as the client stays
+OnTorchServe = Literal["same", "waits"] | Differs | None  # None: the native front alone has such a route
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Case:
     request: Callable[[], bytes]  # as it goes over the wire
     status: int
     words: tuple[str, ...] = ()  # in the answer, on the native front and from TorchServe's handler
-    torchserve: Literal["same", "waits"] | Differs | None = None  # None: the native front alone has such a route
+    torchserve: OnTorchServe = None
     like: bytes | None = None  # a plain picture, whose embedding the answer has
     cosine: float = 1.0  # to it, at least; 1: the same but for rounding
     drip: bytes = b""  # sent again and again, behind the request, until an answer comes
@@ -50,6 +51,7 @@ class Answer(NamedTuple):
 
     status: int | None  # None: the connection was closed without an answer
     body: bytes
+    content_type: str | None = None
 
     @property
     def json(self) -> Any:
@@ -59,6 +61,7 @@ class Answer(NamedTuple):
     def reason(self) -> str:
         """The text of an error in whichever protocol's form; where that repeats the status, it must be the same."""
         body = self.json
+        assert self.content_type == "application/json"
         assert body.get("status", self.status) == self.status
         return body["error"]["message"] if isinstance(body["error"], dict) else body["error"]
 
@@ -120,7 +123,7 @@ def read_answer(connection: socket.socket) -> Answer:
     try:
         with HTTPResponse(connection) as response:
             response.begin()
-            return Answer(response.status, response.read())
+            return Answer(response.status, response.read(), response.headers["content-type"])
     except (ConnectionError, HTTPException):
         return Answer(None, b"")
 

@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,8 @@ from PIL import Image, ImageOps
 
 from encoder.session import Encoder
 from tests.bad_case import Case, ask, assert_answered, converse, http
-from tests.bad_inputs import BOMBS, SLOW, TABLE
+from tests.bad_http import SLOW
+from tests.bad_inputs import BOMBS, TABLE
 from tests.bad_pictures import FOREIGN, PHOTO, pillow_would_take, plain
 from tests.pictures import scene
 from tests.server import Server, running_server
@@ -98,7 +100,7 @@ def test_bombs_do_not_make_the_server_grow(seeded_store: Path, tmp_path: Path) -
     with running_server(seeded_store, tmp_path) as server, ThreadPoolExecutor(4) as clients:
         assert ask(server.port, http(JPEG)).status == 200
         before = memory(server, "VmRSS")
-        for answer, case in zip(clients.map(converse, [server.port] * 36, BOMBS * 3), BOMBS * 3, strict=True):
+        for answer, case in zip(clients.map(converse, repeat(server.port), BOMBS * 3), BOMBS * 3, strict=True):
             assert answer.status == case.status
         assert memory(server, "VmHWM") - before < MAX_GROWTH
 

@@ -44,6 +44,7 @@ def test_k_asks_for_every_field() -> None:
     ("parameters", "headers", "status", "words"),
     [
         ({"body": b"1"}, {"content-type": "text/plain"}, 415, "'text/plain'"),
+        ({"body": b"1"}, {"Content-Encoding": "gzip"}, 415, "'gzip'; send it as it is"),
         ({"a": b"b"}, {"content-type": "application/x-www-form-urlencoded"}, 415, "curl -T"),
         ({"k": b"1"}, FORM, 400, "no image"),
         ({str(number): b"1" for number in range(129)}, FORM, 413, "128 images"),
