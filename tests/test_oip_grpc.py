@@ -1,7 +1,5 @@
 """The Open Inference Protocol over gRPC: the real client against a real server, in good order and under load."""
 
-import asyncio
-import gc
 import re
 import subprocess
 import sys
@@ -21,19 +19,16 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from encoder.manifest import Manifest
-from encoder.session import Encoder
 from handlers import oip_grpc, oip_proto
-from handlers.exchange import Request
 from handlers.native import serve
-from handlers.oip_grpc import SERVICE, GrpcServer
+from handlers.oip_grpc import SERVICE
 from handlers.openai import MAX_BODY_BYTES
-from handlers.service import Service
 from handlers.settings import Settings
 from images.decode import decode
 from images.spec import PreprocessSpec
 from tests.pictures import encode, scene
 from tests.server import ROOT, Server, running_server
-from tests.serving import JPEG, OTHER, PATH, front_with, samples
+from tests.serving import JPEG, OTHER, PATH
 from tests.test_manners import LARGE, REJECTED, metrics, until
 
 SIZE = 32  # of the tiny encoder
@@ -353,55 +348,13 @@ def test_sigterm_lets_a_call_under_way_end_and_takes_no_other(seeded_store: Path
         assert "Traceback" not in server.log
 
 
-def test_calls_that_take_long_to_send_their_message_are_few_and_end(
-    seeded_store: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scenario", ["slow", "kept"])
+def test_slow_calls_are_few_and_end_and_a_refused_one_does_not_keep_its_message(
+    scenario: str, seeded_store: Path
 ) -> None:
-    monkeypatch.setattr(oip_grpc, "QUICK_SECONDS", 0.02)
-    monkeypatch.setattr(oip_grpc, "SLOW_SECONDS", 0.5)
-    monkeypatch.setattr(oip_grpc, "MAX_SLOW", 1)
-    front = front_with(Service(Encoder.load(seeded_store)))
-
-    async def scenario() -> list[grpc.aio.AioRpcError]:
-        served = GrpcServer(front, "127.0.0.1", 0, calls=10)
-        await served.start()
-        errors = []
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
-            slow = [channel.stream_unary(f"/{SERVICE}/ModelInfer")() for _ in range(2)]  # and nothing is sent
-            for call in slow:
-                with pytest.raises(grpc.aio.AioRpcError) as error:
-                    await call
-                errors.append(error.value)
-            assert len(await channel.unary_unary(f"/{SERVICE}/ModelInfer")(message())) > 100
-        await served.stop(1)
-        return errors
-
-    try:
-        errors = asyncio.run(scenario())
-    finally:
-        front.close()
-    assert {error.code() for error in errors} == {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
-    rejected = samples(front.metrics.render().decode())
-    assert rejected[REJECTED % "slow body"] == 2 and front.held_bytes == 0
-
-
-def test_a_refused_call_does_not_keep_its_message(seeded_store: Path) -> None:
-    front = front_with(Service(Encoder.load(seeded_store)))
-
-    async def scenario() -> None:
-        served = GrpcServer(front, "127.0.0.1", 0, calls=10)
-        await served.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
-            with pytest.raises(grpc.aio.AioRpcError, match="'TIFF'"):
-                await channel.unary_unary(f"/{SERVICE}/ModelInfer")(photos(TIFF))
-        await served.stop(1)
-
-    gc.disable()
-    try:
-        asyncio.run(scenario())
-        assert [one for one in gc.get_objects() if isinstance(one, Request) and one.body] == []
-    finally:
-        gc.enable()
-        front.close()
+    command = [sys.executable, "-m", "tests.grpc_alone", scenario, str(seeded_store)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 # Its port
