@@ -67,16 +67,19 @@ def serve(settings: Settings) -> int:
     if settings.grpc_port is not None and find_spec("grpc") is None:
         return _fail("--grpc-port needs the package grpcio, which is not installed here; run `make setup`")
     try:
-        listener = _bind(settings.host, settings.port, shared=settings.processes > 1)
+        if settings.processes > 1 and not settings.process:
+            listener = _reserve(settings.host, settings.port)
+        else:
+            listener = _bind(settings.host, settings.port, shared=settings.process > 0)
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         return _fail(f"cannot listen on {address} ({error.strerror}); choose another --port")
-    try:
-        reserved = _reserve_grpc_port(settings)
-    except OSError as error:
-        address = f"{settings.host}:{settings.grpc_port}"
-        return _fail(f"cannot listen on {address} ({error.strerror}); choose another --grpc-port")
-    if reserved is not None:
+    if settings.grpc_port is not None and not settings.process:  # of several, the parent has reserved it
+        try:
+            reserved = _reserve(settings.host, settings.grpc_port)  # gRPC binds the port itself
+        except OSError as error:
+            address = f"{settings.host}:{settings.grpc_port}"
+            return _fail(f"cannot listen on {address} ({error.strerror}); choose another --grpc-port")
         settings = replace(settings, grpc_port=reserved.getsockname()[1])
     if settings.processes > 1 and not settings.process:
         return processes.supervise(settings, listener)
@@ -240,11 +243,9 @@ def _bind(host: str, port: int, shared: bool) -> socket.socket:
     return bound
 
 
-def _reserve_grpc_port(settings: Settings) -> socket.socket | None:
-    """What holds the port that gRPC is to bind itself, here and in other processes; it never listens."""
-    if settings.grpc_port is None or settings.process:  # of several, the parent has reserved it
-        return None
-    reserved = _bind(settings.host, settings.grpc_port, shared=False)
+def _reserve(host: str, port: int) -> socket.socket:
+    """What holds a port that others are to bind, here or in other processes; it never listens."""
+    reserved = _bind(host, port, shared=False)
     # Shared only now: had it been before, a port that another server shares would have been joined, not refused.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return reserved

@@ -85,6 +85,17 @@ def test_one_that_cannot_start_ends_all_with_its_reason(seeded_store: Path, tmp_
     assert line.startswith("akin: ") and "does not exist" in line
 
 
+def test_a_port_that_other_processes_share_is_refused_and_not_joined(pair: Server, seeded_store: Path) -> None:
+    for processes in ("1", "2"):
+        command = [sys.executable, "-m", "handlers.native", "--model-store", str(seeded_store)]
+        command += ["--port", str(pair.port), "--processes", processes]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        folder = pair.log_file.parent
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "cannot listen on 127.0.0.1" in done.stderr
+    assert ask(pair).status_code == 200
+
+
 def test_processes_whose_parent_is_killed_end_too(seeded_store: Path, tmp_path: Path) -> None:
     with running_server(seeded_store, tmp_path, ["--processes", "2"]) as server:
         orphans = children(server)

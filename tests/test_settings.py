@@ -52,3 +52,17 @@ def test_thumbnails_are_kept_of_images_that_are_named_unless_they_are_not_wanted
     assert Settings(images=Path("photos")).keeps_thumbnails
     assert not Settings(images=Path("photos"), thumbnails=False).keeps_thumbnails
     assert Settings(thumbnails=True).keeps_thumbnails
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("akin.example", "http://akin.example:8080"),
+    ],
+)
+def test_the_address_is_one_that_a_client_on_this_machine_can_open(host: str, url: str) -> None:
+    assert Settings(host=host).url(8080) == url
