@@ -33,7 +33,8 @@ def builds_happen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def vectors(count: int, seed: int) -> np.ndarray:
-    return unit_rows(np.random.default_rng(seed).standard_normal((count, DIMENSION)), DIMENSION)
+    """As `changes` draws them: of Gaussian ones 0.4 % are clipped to a score below 0.9 by the codes of 200 others."""
+    return unit_rows(np.random.default_rng(seed).uniform(-1, 1, (count, DIMENSION)), DIMENSION)
 
 
 def all_at_once(count: int, work: Callable[[int], None]) -> None:
@@ -276,7 +277,7 @@ def test_a_hundred_threads_that_add_remove_and_search_leave_what_a_model_holds(t
         queries = np.stack([mine[name] for name in asked] + [still[thread]])
         found = gallery.search(queries, 20)
         for name, hits in zip([*asked, names[thread]], found, strict=True):
-            assert (hits[0].id, len(hits)) == (name, 20) and hits[0].score > 0.8  # codes learned from few rows clip
+            assert (hits[0].id, len(hits)) == (name, 20) and hits[0].score > 0.9
         for hits in found:
             assert len({hit.id for hit in hits}) == 20
             assert {hit.id for hit in hits if hit.id.startswith(f"{thread} ")} <= mine.keys()
