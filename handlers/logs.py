@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def configure(form: str, requests: bool) -> None:
     """form: one of FORMATS. requests: a line for each of them too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each broken form; our answer says more
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage, which decode answers for
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     access.setLevel(logging.INFO if requests else logging.WARNING)
 

@@ -12,13 +12,17 @@ REASONS = {
     "401": "the token of the server is needed: for writes where it has one, for reads where they are protected",
     "403": "writes are not open here",
     "404": "no such model, row or picture",
-    "405": "another method belongs here; Allow names it",
     "409": "this model has no index here",
     "413": "body or picture too large",
     "415": "unsupported format",
     "503": "loading, or no room in the queue now; see Retry-After",
     "507": "the disk is full; what was there before is",
 }
+OTHER = (
+    "what any request may come to: 400 not well-formed HTTP, 405 another method belongs here, 408 head or body came "
+    "too slowly, 413 a body where none belongs, 414 the target too long, 415 an encoded body, 431 headers too large, "
+    "500 the server's own fault, 503 too many connections"
+)
 
 
 def strict(properties: dict[str, Schema], optional: Collection[str] = (), **more: Any) -> Schema:
@@ -57,10 +61,12 @@ def json_answer(description: str, schema: Schema) -> Schema:
 def responses(answer: Schema, *errors: str, error: Schema | None = None) -> dict[str, Schema]:
     """The responses of an operation: its answer, and the refusals it knows, each as `error` or ERROR.
 
-    401 is among them always: reads may be protected, and that is said before anything else is looked at.
+    401 is among them always: reads may be protected, and that is said before anything else is looked at. So is what
+    can happen to any request, some of it before its route is known.
     """
     refused = {status: json_answer(REASONS[status], ERROR if error is None else error) for status in errors}
-    return {"200": answer, **refused, "401": json_answer(REASONS["401"], ERROR)}
+    other = json_answer(OTHER, ERROR if error is None else {"anyOf": [error, ERROR]})
+    return {"200": answer, **refused, "401": json_answer(REASONS["401"], ERROR), "default": other}
 
 
 TEXT: Schema = {"type": "string"}

@@ -22,7 +22,8 @@ def unit_rows(vectors: np.ndarray, dimension: int, names: Sequence[str] | None =
         raise RowRefused(f"vectors of type {wide.dtype} are not real numbers: send float32")
     # float64: the squares of a large but finite float32 overflow float32.
     wide = wide.astype(np.float64)
-    lengths = np.sqrt(np.vecdot(wide, wide))
+    with np.errstate(over="ignore", under="ignore"):  # refused below
+        lengths = np.sqrt(np.vecdot(wide, wide))
     if len(wide) and not (lengths.min() > 0 and lengths.max() < np.inf):  # NaN compares as neither
         usable = np.isfinite(lengths) & (lengths > 0)
         row = int(np.argmin(usable))

@@ -4,12 +4,14 @@ it forbids, and holds each answer against it.
     python -m tests.fuzz_api --seconds 60 --seed 0 --corpus var/fuzz
 
 Ends with 1 and schemathesis's report, which has a curl line for each failure, where an answer was not as described;
-and where the server died, wrote a traceback, or answered a good request wrongly at the end.
+and where the server died, wrote a traceback, or answered a good request wrongly at the end; and where no request to
+an operation was good, so that its answer was never seen.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,7 +35,10 @@ CHECKS = (
     "ensure_resource_availability",
     "negative_data_rejection",
 )
+ANSWERED = "answered.txt"
+PICTURED = "pictured"  # no request but this file's own knows that id
 TOKEN = "the-token-of-the-fuzz"
+ENOUGH_SECONDS = 60  # for every operation to be answered well at least once
 PATIENCE_SECONDS = 120  # beyond --seconds: schemathesis ends what it is at, and shrinks what it has found
 
 
@@ -46,12 +51,17 @@ def fuzz(folder: Path, seconds: int, seed: int) -> list[str]:
     (folder / "token").write_text(TOKEN)
     arguments = ["--index", "gallery", "--thumbnails", "--token-file", str((folder / "token").resolve())]
     with running_server(store, folder, arguments) as server:
+        _put_pictured(server)
         before = _good_answer(server)
         problems = _schemathesis(server, manifest, folder, seconds, seed)
         if server.process.poll() is not None:
             return [*problems, f"the server ended with {server.process.returncode}:\n{server.log[-3000:]}"]
+        if seconds >= ENOUGH_SECONDS and (unanswered := _operations(server) - _answered(folder)):
+            problems.append(f"no request was answered with 200: {', '.join(sorted(unanswered))}")
         if _good_answer(server) != before:
             problems.append("a good request is answered otherwise than before")
+        if "Warning" in server.log:
+            problems.append(f"the server wrote a warning of Python's:\n{server.log[-3000:]}")
         if "Traceback" in server.log:
             at = server.log.index("Traceback")
             problems.append(f"the server wrote a traceback:\n{server.log[max(0, at - 500) : at + 3000]}")
@@ -63,6 +73,12 @@ def _good_answer(server: Server) -> tuple[list[float], list[float]]:
     answer = httpx.post(server.url + PATH, content=JPEG, timeout=30)
     assert answer.status_code == 200, answer.text
     return answer.json()["embedding"], answer.json()["logits"]
+
+
+def _put_pictured(server: Server) -> None:
+    """A row with a thumbnail that is there to the end."""
+    kept = httpx.put(f"{server.url}/index/{PICTURED}", content=JPEG, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert kept.status_code == 200, kept.text
 
 
 def _schemathesis(server: Server, manifest: Manifest, folder: Path, seconds: int, seed: int) -> list[str]:
@@ -77,6 +93,9 @@ def _schemathesis(server: Server, manifest: Manifest, folder: Path, seconds: int
         "PYTHONPATH": str(ROOT),
         "SCHEMATHESIS_HOOKS": "tests.fuzz_hooks",
         "AKIN_FUZZ_DIMENSION": str(manifest.dimension),
+        "AKIN_FUZZ_SIZE": str(manifest.preprocess.size),
+        "AKIN_FUZZ_PICTURED": PICTURED,
+        "AKIN_FUZZ_ANSWERED": str((folder / ANSWERED).resolve()),
         "AKIN_FUZZ_VERSION": manifest.model_digest[:12],
     }
     ran = subprocess.run(
@@ -86,12 +105,24 @@ def _schemathesis(server: Server, manifest: Manifest, folder: Path, seconds: int
     return [] if ran.returncode == 0 else [ran.stdout + ran.stderr]
 
 
+def _operations(server: Server) -> set[str]:
+    """All but deletions, of which few find what they would delete."""
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    return {f"{method.upper()} {path}" for path, of in paths.items() for method in of if method != "delete"}
+
+
+def _answered(folder: Path) -> set[str]:
+    file = folder / ANSWERED
+    return set(file.read_text().splitlines()) if file.exists() else set()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", type=Path, default=Path("var/fuzz"), help="its folder api/ is made anew")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends with this
     folder = given.corpus / "api"
     problems = fuzz(folder, given.seconds, given.seed)
     print("\n\n".join(problems) if problems else (folder / "report.txt").read_text())

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from pathlib import Path
 from time import process_time
+from typing import cast
 
 import atheris
 
@@ -28,8 +29,9 @@ with atheris.instrument_imports(include=["images", "PIL", "handlers", "index.fil
     from handlers.framing import Framing, Lines, Tar
     from handlers.inline import image_of, parse_object
     from handlers.multipart import parse_multipart
+    from handlers.oip import ENCODED, raw_images
     from handlers.rows import ROW_HOW_TO, Refused, draft_from_json, most_commas, parse_vector
-    from handlers.service import Options, RequestError, to_json
+    from handlers.service import Options, RequestError, Service, to_json
     from images.decode import ImageError, decode
     from images.spec import PreprocessSpec
     from index.errors import RowRefused
@@ -40,10 +42,11 @@ from tests.fuzz_seeds import DIMENSION
 
 SPEC = PreprocessSpec(size=32)
 REASON_CHARACTERS = 500
-MAX_RSS_BYTES = 3 << 29  # of the process; 64 megapixels of WebP, which fit into 40 bytes, take two thirds
+MAX_RSS_BYTES = 1 << 30  # of the process; 24 megapixels of WebP, which fit into 40 bytes, take half
 MAX_CPU_SECONDS = 20.0  # of an input, decoded twice: instrumented, and on a busy machine
 STUCK_SECONDS = 120  # on the clock, for what waits without end
 MAX_INPUT_BYTES = 16 << 10
+NO_SERVICE = cast(Service, None)  # files, unlike pixels, come in every size
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 Outcome = tuple[int, bytes]  # a status, and the pixels or the reason
@@ -111,12 +114,25 @@ def fuzz_streams(data: bytes) -> None:
             raise PromiseBroken(f"{framing.__name__} cuts {whole!r:.300} from a whole, {pieces!r:.300} from pieces")
 
 
+def fuzz_tensors(data: bytes) -> None:
+    """The binary form of a tensor of images: how many in the first byte, then each behind its length."""
+    count, body = data[:1] or b"\0", data[1:]
+    try:
+        images = raw_images(NO_SERVICE, ENCODED, count[0], body)
+    except RequestError as error:
+        _refused(error.status, error.reason, {400})
+        return
+    if b"".join(len(image).to_bytes(4, "little") + bytes(image) for image in images) != body:
+        raise PromiseBroken(f"{count[0]} images of {body!r:.300} are taken for {images!r:.300}")
+
+
 TARGETS: dict[Callable[[bytes], None], Callable[[], Iterable[bytes]]] = {
     fuzz_decode: fuzz_seeds.pictures,
     fuzz_multipart: fuzz_seeds.forms,
     fuzz_base64: fuzz_seeds.texts,
     fuzz_rows: fuzz_seeds.rows,
     fuzz_streams: fuzz_seeds.streams,
+    fuzz_tensors: fuzz_seeds.tensors,
 }
 # Decode is what the run is about; the others have smaller spaces.
 CHOICES = [fuzz_decode] * 8 + [target for target in TARGETS if target is not fuzz_decode]

@@ -1,4 +1,5 @@
-"""What schemathesis sends to akin: pictures where bytes are asked for, and the names and sizes of the model served.
+"""What schemathesis sends to akin: pictures where bytes are asked for, rows, tars and tensors; and what it takes for
+a failure. What the schema says of this very server is in tests/fuzz_narrow.py.
 
 Loaded by its command line (SCHEMATHESIS_HOOKS), see tests/fuzz_api.py.
 """
@@ -7,22 +8,26 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
 
 from tests import fuzz_seeds
+from tests.fuzz_narrow import DIMENSION, IDS, JSON_BYTES, NDJSON, narrow
 
-DIMENSION = int(os.environ["AKIN_FUZZ_DIMENSION"])
-VERSION = os.environ["AKIN_FUZZ_VERSION"]
-IDS = ("zero", "cats/1.jpg", "ü ?#%41", "..")
+ANSWERED = Path(os.environ["AKIN_FUZZ_ANSWERED"])
 PICTURES = list(fuzz_seeds.pictures())
-NDJSON = ("application/x-ndjson", "application/ndjson")
+WRONG_HEADER = re.compile(r"`akin-(\w+)`")
+WRONG_PART = re.compile(r"/properties/(k|fields|encoding)\b")
+UNKNOWN_HEADER = "in header - object with unexpected properties"
+FILTERS = ('{"label": "cat"}', '{"year": {"gte": 1990, "lt": 2000}}', '{"tag": ["a", 1, true]}', "null")
+METADATA = ('{"year": 1998}', "{}", "null", '{"a": {"b": [null, "\\u0000"]}}')
 ACCEPTED = ("*/*", "application/octet-stream", "application/x-npy", "text/html")
 
-Node = dict[str, Any]
+
+answered: set[str] = set()
 
 
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:
@@ -54,11 +59,21 @@ row = st.fixed_dictionaries(
 lines = st.lists(row | st.binary(max_size=50), max_size=8).map(b"\n".join)
 tars = st.sampled_from([stream for stream in fuzz_seeds.streams() if b"ustar" in stream])
 
+
+def infer_request(image: bytes) -> bytes:
+    """A body of the Open Inference Protocol: JSON of JSON_BYTES, and behind it the image as a tensor of BYTES."""
+    tensor = len(image).to_bytes(4, "little") + image
+    size = {"binary_data_size": len(tensor)}
+    asked = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": size}]}
+    return json.dumps(asked).encode().ljust(JSON_BYTES) + tensor
+
+
 schemathesis.openapi.format("binary", some_bytes)
 schemathesis.openapi.format("image", as_text | st.text(max_size=40))
-schemathesis.openapi.media_type(
-    "application/octet-stream", some_bytes, aliases=["image/jpeg", "image/png", "image/webp", "image/gif"]
-)
+schemathesis.openapi.format("infer", some_bytes.map(infer_request) | some_bytes)
+schemathesis.openapi.format("filter", st.sampled_from(FILTERS) | st.text(max_size=20))
+schemathesis.openapi.format("metadata", st.sampled_from(METADATA) | st.text(max_size=20))
+schemathesis.openapi.media_type("image/jpeg", some_bytes, aliases=["image/png", "image/webp", "image/gif"])
 schemathesis.openapi.media_type(NDJSON[0], lines, aliases=[NDJSON[1]])
 schemathesis.openapi.media_type("application/x-tar", tars | tars.flatmap(damaged))
 
@@ -70,50 +85,48 @@ def read_lines(context: object, response: Any) -> list[Any]:
 
 
 @schemathesis.hook
-def before_load_schema(context: object, raw_schema: Node) -> None:
-    """Say of this server what its schema cannot say of all: names, versions and dimensions."""
-    known = {"name": "encoder", "version": VERSION}
-
-    def narrow(node: Node) -> None:
-        if node.get("in") == "path" and node["name"] in known:
-            node["schema"] = {"enum": [known[node["name"]]]}
-        elif node.get("in") == "path" and node["name"] == "id":
-            node["schema"] = {"anyOf": [{"enum": list(IDS)}, node["schema"]]}
-        elif node.get("format") == "vector":
-            node |= {"minItems": DIMENSION, "maxItems": DIMENSION}
-        elif "encoding_format" in node.get("properties", {}):
-            node["properties"] |= {"model": {"enum": ["encoder"]}, "dimensions": {"enum": [DIMENSION, None]}}
-        if lines_schema := node.get(NDJSON[0], {}).get("schema"):
-            node[NDJSON[0]] = {"schema": {"type": "array", "items": lines_schema}}
-
-    for operations in raw_schema["paths"].values():
-        for operation in operations.values():
-            content = operation.get("requestBody", {}).get("content", {})
-            kept = content.pop(NDJSON[0], None)
-            _visit(operation, narrow)
-            if kept is not None:
-                content[NDJSON[0]] = kept
+def before_load_schema(context: object, raw_schema: dict[str, Any]) -> None:
+    """Say of this server what its schema cannot say of all."""
+    narrow(raw_schema)
 
 
 @schemathesis.hook
-def flatmap_headers(context: object, headers: Node | None) -> st.SearchStrategy[Node]:
+def map_case(context: object, case: Any) -> Any:
+    """What is to be good has its options beside an image in the query, beside JSON in that."""
+    if case.media_type == "application/json" and case.meta.generation.mode.is_positive:
+        case.query = {}
+        case.headers.pop("Inference-Header-Content-Length", None)
+    return case
+
+
+@schemathesis.hook
+def flatmap_headers(context: object, headers: dict[str, Any] | None) -> st.SearchStrategy[dict[str, Any]]:
     """What the client accepts decides what some routes answer with."""
     return st.sampled_from(ACCEPTED).map(lambda accepted: {**(headers or {}), "Accept": accepted})
 
 
 @schemathesis.hook
+def after_call(context: object, case: Any, response: Any) -> None:
+    """Note which operations have been answered well."""
+    operation = f"{case.method} {case.operation.path}"
+    if response.status_code == 200 and operation not in answered:
+        answered.add(operation)
+        with ANSWERED.open("a") as file:
+            file.write(f"{operation}\n")
+
+
+@schemathesis.hook
 def filter_failure(context: object, failure: Exception, case: Any, response: Any) -> bool:
-    """Headers that are wrong are ignored, as HTTP wants it, where they are unknown or the query says otherwise; and
-    every part of a form is taken for a picture. Whatever else is taken against the schema is a failure."""
+    """Options are read from the query, else the form, else the headers, and the first one found hides the others;
+    HTTP wants unknown headers ignored; every part of a form is a picture unless it is an option. Whatever else is
+    taken against the schema is a failure."""
     said = str(failure)
     if "Schema-violating request accepted" not in said and "Invalid data should have been rejected" not in said:
         return True
-    form = (case.media_type or "").startswith("multipart/")
-    return not (form or re.search(r"\bin header\b|\bheader:", said))
-
-
-def _visit(node: Any, change: Callable[[Node], None]) -> None:
-    if isinstance(node, dict):
-        change(node)
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _visit(child, change)
+    is_form = (case.media_type or "").startswith("multipart/")
+    query, form = set(case.query or ()), set(case.body) if is_form and isinstance(case.body, dict) else set()
+    if headers := set(WRONG_HEADER.findall(said)):
+        return not headers <= query | form
+    if options := set(WRONG_PART.findall(said)):
+        return not options <= query
+    return not is_form and UNKNOWN_HEADER not in said

@@ -104,3 +104,9 @@ def streams() -> Iterator[bytes]:
             folder.type = tarfile.DIRTYPE
             tar.addfile(folder)
         yield packed.getvalue().rstrip(b"\0") + bytes(1024)
+
+
+def tensors() -> Iterator[bytes]:
+    """How many images, and each behind its length, as the Open Inference Protocol has them."""
+    for images in ([], [encode(scene(8, 8), "PNG")], [b"", b"12", b"x" * 300]):
+        yield bytes([len(images)]) + b"".join(len(image).to_bytes(4, "little") + image for image in images)
