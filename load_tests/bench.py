@@ -2,14 +2,14 @@
 
     make bench        # or: .venv-full/bin/python -m load_tests.bench --fronts native --parts camera --rounds 5
 
-Reads model_store/, starts each front as its make target does, on a free port with a new gallery, loads it with wrk
-on the same cores, and writes var/bench.json. Every round visits every front, and takes the floor anew beside each,
-so that noise hits all alike. Linux only: memory and CPU are read from /proc.
+Reads model_store/, starts each front by the command of its make target, on a free port with a new gallery, loads it
+with wrk on the same cores, and writes var/bench.json. The native front gets one thread a request, as the floor has;
+as it is by default it has rows of its own. Every round visits every front, and takes the floor anew beside each, so
+that noise hits all alike. Linux only: memory and CPU are read from /proc.
 """
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from encoder.manifest import Manifest, ManifestError
+from encoder.manifest import Manifest
 from encoder.session import Encoder
-from images.sources import SourceError
+from handlers.settings import Settings as ServerSettings
 from load_tests import encodings, machine, overload, report, server, wrk
-from load_tests.arguments import at_least_one
-from load_tests.bench_decode import pillow_full
+from load_tests.arguments import add_model, at_least_one, exit_code, exit_with
 from load_tests.encodings import ENCODINGS
 from load_tests.floor import Floor, measure_with
-from load_tests.fronts import FRONTS, ROOT, Model, NativeOptions, native
-from load_tests.photos import Photo, camera_photo, small_photo
-from load_tests.variants import Started, variants
+from load_tests.fronts import FRONTS, ONE_THREAD, ROOT, Model, Started, native, variants
+from load_tests.photos import Photo, camera_photo, pillow_full, small_photo
 from load_tests.visit import Camera, Connections, OneConnection, Variant, Visit, rows_of
 from load_tests.wrk import Load
 
-ERRORS = (ManifestError, SourceError, server.ServerError, wrk.LoadError, OSError)
 NEIGHBORS = 5
 ASK_FOR_NEIGHBORS = (("akin-k", str(NEIGHBORS)),)  # TorchServe drops a query
 NATIVE = "native"  # the front with parts of its own
@@ -51,7 +48,7 @@ class Settings:
     fronts: tuple[str, ...] = ("native", "torchserve", "torchserve-torch")
     parts: tuple[str, ...] = PARTS  # but for "connections", of the native front alone
     rounds: int = 3
-    seconds: int = 2  # of load, for each quantity of each front in each round
+    seconds: int = 4  # of load, for each quantity of each front in each round
     warm_up: int = 8  # seconds, of TorchServe: its Java gains a quarter of its throughput as it compiles itself
     model_store: Path = Path("model_store")
     name: str = "encoder"
@@ -72,10 +69,8 @@ class Settings:
         add("--rounds", type=at_least_one, default=cls.rounds, help="how often everything is measured" + shown)
         add("--seconds", type=at_least_one, default=cls.seconds, help="of load for each quantity" + shown)
         add("--warm-up", type=at_least_one, default=cls.warm_up, help="seconds before, for TorchServe" + shown)
-        add("--model-store", type=Path, default=cls.model_store, help="folder of the artifacts" + shown)
-        add("--name", default=cls.name, help="the model: NAME.json in the model store" + shown)
+        add_model(parser)
         add("--images", type=Path, help="whose first image is sent (default: STL-10 if there, else generated)")
-        add("--environment", type=Path, default=cls.environment, help="of native and floor (default: .venv)")
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
         add("--markdown", type=Path, help="where a table for a README goes too (default: nowhere)")
         chosen = vars(parser.parse_args(argv))
@@ -93,7 +88,6 @@ class Bench:
     small: Path  # a JPEG file
     camera: Path
     whole: np.ndarray  # (D,) float32: the embedding of `camera` decoded in full
-    options: NativeOptions
     variants: Mapping[str, Started]  # of the native front, by name
 
     def visit(self, front: str, folder: Path) -> Visit:
@@ -109,13 +103,15 @@ class Bench:
             camera = self._camera(served) if "camera" in parts else None
             answers = self._encodings(served) if "encodings" in parts else {}
             borne = self._overload(served.port) if "overload" in parts else None
+            peak_mb = served.memory().peak_mb
         others = self._variants(folder) if "variants" in parts else {}
-        return Visit(first.ready_s, served.ready_s, memory, connections, camera, answers, others, borne)
+        resident_mb = memory.resident_mb
+        return Visit(first.ready_s, served.ready_s, resident_mb, peak_mb, connections, camera, answers, others, borne)
 
     def _started(self, front: str, folder: Path) -> AbstractContextManager[server.Server]:
         """With the floor's number of threads for a request, wherever that can be said."""
         if front == NATIVE:
-            return native(self.model, folder, self.options.idle_threads(1) or ())
+            return native(self.model, folder, ONE_THREAD)
         return FRONTS[front](self.model, folder)
 
     def _warm_up(self, front: str) -> int:
@@ -143,7 +139,7 @@ class Bench:
         return Connections(
             floor=self._floor(self.model, self.small),
             one=self._load(url, self.small, connections=1),
-            one_with_neighbors=self._load(url, self.small, connections=1, headers=ASK_FOR_NEIGHBORS),
+            with_neighbors=self._one(self.model, url, self.small, ASK_FOR_NEIGHBORS),
             eight=self._load(url, self.small, connections=8),
             thirty_two=self._load(url, self.small, connections=32),
         )
@@ -156,16 +152,17 @@ class Bench:
     def _encodings(self, served: server.Server) -> dict[str, list[Load]]:
         encodings.check(served, self._path, self.small.read_bytes())
         loads: dict[str, list[Load]] = {name: [] for name in ENCODINGS}
-        for number in range(self.settings.seconds):
-            # To and fro, so that a machine that slows down on the way hits all alike.
-            for name, each in list(ENCODINGS.items())[:: -1 if number % 2 else 1]:
+        turn = list(ENCODINGS.items())
+        for _ in range(max(self.settings.seconds, len(turn))):
+            turn.append(turn.pop(0))  # each has every place: a machine that slows down on the way hits all alike
+            for name, each in turn:
                 url = f"{served.url}{self._path}{each.query}"
                 loads[name].append(wrk.post(url, self.small, 1, SLICE_SECONDS, each.headers))
         return loads
 
     def _overload(self, port: int) -> overload.Overload:
         image, seconds = self.small.read_bytes(), self.settings.seconds
-        return overload.measure(port, self._path, image, seconds, self.options.max_wait_ms)
+        return overload.measure(port, self._path, image, seconds, ServerSettings.max_wait_ms)
 
     def _variants(self, folder: Path) -> dict[str, Variant]:
         taken = {}
@@ -176,8 +173,8 @@ class Bench:
                 taken[name] = Variant(self._one(model, url, self.small), self._load(url, self.small, connections=8))
         return taken
 
-    def _one(self, model: Model, url: str, photo: Path) -> OneConnection:
-        return OneConnection(self._floor(model, photo), self._load(url, photo, connections=1))
+    def _one(self, model: Model, url: str, photo: Path, headers: Sequence[tuple[str, str]] = ()) -> OneConnection:
+        return OneConnection(self._floor(model, photo), self._load(url, photo, connections=1, headers=headers))
 
     def _floor(self, model: Model, photo: Path) -> Floor:
         return measure_with(model.python, model.store, model.name, photo, self.settings.seconds)
@@ -195,8 +192,7 @@ def run(settings: Settings) -> int:
     small, camera = small_photo(settings.images), camera_photo()
     encoder = Encoder.load(model.store, model.name)
     (whole,) = encoder.embed(pillow_full(camera.data, manifest.preprocess)[None]).vectors
-    options = NativeOptions.of(model.python)
-    others, absent = variants(model, options, described["cores"])
+    others, absent = variants(model)
     if "variants" in settings.parts:
         _say(*absent)
     about = described | _about(settings, manifest, small, camera)
@@ -205,7 +201,7 @@ def run(settings: Settings) -> int:
     # Beside the result, as galleries lie on disk: /tmp is often memory, where a first start costs less.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.out.parent) as work:
         files = Path(work) / "small.jpg", Path(work) / "camera.jpg"
-        bench = Bench(settings, model, manifest, *files, whole, options, others)
+        bench = Bench(settings, model, manifest, *files, whole, others)
         bench.small.write_bytes(small.data)
         bench.camera.write_bytes(camera.data)
         for number in range(1, settings.rounds + 1):
@@ -226,13 +222,7 @@ def run(settings: Settings) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    try:
-        return run(Settings.from_arguments(argv))
-    except ERRORS as error:
-        print(f"bench: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code("bench", lambda: run(Settings.from_arguments(argv)))
 
 
 def _say(*lines: str) -> None:
@@ -255,5 +245,4 @@ def _about(settings: Settings, manifest: Manifest, small: Photo, camera: Photo) 
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the server ends with us
-    sys.exit(main())
+    exit_with(main)

@@ -26,7 +26,7 @@ from images.decode import decode, resize
 from images.spec import PreprocessSpec
 from load_tests import report
 from load_tests.arguments import at_least_one
-from load_tests.photos import CAMERA_QUALITY, CAMERA_SIZE
+from load_tests.photos import CAMERA_QUALITY, CAMERA_SIZE, pillow_full
 from load_tests.pictures import encode, scene
 from load_tests.report import Row
 
@@ -35,11 +35,6 @@ Take = Callable[[], object]
 SERVED = "Pillow, as images/decode.py does"
 STUFFED, RESTARTS, END, SCAN = 0x00, range(0xD0, 0xD8), 0xD9, 0xDA  # what follows 0xFF in a JPEG
 SCALED_TO = 2  # times the encoder's size is what a decoder has to leave of the shorter side
-
-
-def pillow_full(data: bytes, spec: PreprocessSpec) -> np.ndarray:
-    """Every pixel, then one resize: the yardstick of the embedding."""
-    return resize(np.asarray(Image.open(BytesIO(data)).convert("RGB")), spec)
 
 
 def pillow_in_one_read(data: bytes, spec: PreprocessSpec) -> np.ndarray:

@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 HOST = "127.0.0.1"
 NOBODY_WAITED = 0  # the status of a request that was hung up on
-BROKEN = -1  # the status where the connection ended before the answer did
+BROKEN = -1  # the status where the connection ended before the answer did, or the answer never came
 CONNECT_SECONDS = 10
+PATIENCE_SECONDS = 60.0  # for an answer
+LOOK_SECONDS = 1.0  # between two looks for answers that are overdue
 READ_BYTES = 1 << 16
 RESET = struct.pack("ii", 1, 0)  # linger for 0 seconds
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -48,7 +50,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    socket: socket.socket
+    tcp: socket.socket | None = None  # None: closed, until it has something to send
     request: Request | None = None  # None: it pauses
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     read: bytes = b""
@@ -75,47 +77,56 @@ class Crowd:
         """Send until `ask` has no more and all is answered, at the latest until perf_counter() says `until`."""
         try:
             for _ in range(self._size):
-                self._pause(self._connect(), 0.0)
+                self._pause(_Connection(), 0.0)
+            look = perf_counter() + LOOK_SECONDS
             while (now := perf_counter()) < until and (self._paused or self._open):
                 while self._paused and self._paused[0][0] <= now:
                     self._begin(heapq.heappop(self._paused)[2])
-                wake = min(until, self._paused[0][0] if self._paused else inf) - perf_counter()
                 if not (self._open or self._paused):
                     return
-                for number, events in self._poll.poll(None if wake == inf else max(0.0, wake)):
+                wake = min(until, look, self._paused[0][0] if self._paused else inf) - perf_counter()
+                for number, events in self._poll.poll(max(0.0, wake)):
                     if connection := self._open.get(number):  # else it was closed a moment ago
                         self._go_on(connection, events)
+                if perf_counter() >= look:
+                    self._give_up()
+                    look = perf_counter() + LOOK_SECONDS
         finally:
             for connection in self._open.values():
                 # With a reset: hundreds of ports that wait for a late packet would be in the next server's way.
-                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                connection.socket.close()
+                connection.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                connection.tcp.close()
             self._poll.close()
 
-    def _connect(self) -> _Connection:
-        made = socket.create_connection((HOST, self._port), timeout=CONNECT_SECONDS)
+    def _connect(self, connection: _Connection) -> None:
+        made = connection.tcp = socket.create_connection((HOST, self._port), timeout=CONNECT_SECONDS)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)
-        connection = self._open[made.fileno()] = _Connection(made)
+        self._open[made.fileno()] = connection
         self._poll.register(made, select.EPOLLIN)
-        return connection
 
     def _close(self, connection: _Connection) -> None:
-        del self._open[connection.socket.fileno()]
-        connection.socket.close()  # which takes it out of the poll
+        del self._open[connection.tcp.fileno()]
+        connection.tcp.close()  # which takes it out of the poll
+        connection.tcp = None
+
+    def _give_up(self) -> None:
+        overdue = perf_counter() - PATIENCE_SECONDS
+        for connection in list(self._open.values()):
+            if connection.request is not None and connection.started < overdue:
+                self._finish(connection, BROKEN)
 
     def _pause(self, connection: _Connection, seconds: float) -> None:
         heapq.heappush(self._paused, (perf_counter() + seconds, next(self._order), connection))
 
     def _begin(self, connection: _Connection) -> None:
         request = self._ask()
-        closed = connection.socket.fileno() == -1  # by the server, during the pause
         if request is None:
-            if not closed:
+            if connection.tcp:
                 self._close(connection)
             return
-        if closed:
-            connection = self._connect()
+        if connection.tcp is None:
+            self._connect(connection)
         connection.request, connection.unsent = request, memoryview(request.data)
         connection.started = perf_counter()
         self._send(connection)
@@ -131,22 +142,22 @@ class Crowd:
     def _send(self, connection: _Connection) -> None:
         waited = len(connection.unsent) < len(connection.request.data)
         try:
-            connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
+            connection.unsent = connection.unsent[connection.tcp.send(connection.unsent) :]
         except BlockingIOError:
             pass
-        except OSError:
-            self._finish(connection, BROKEN)
+        except OSError:  # closed by the server, which may have said why
+            self._receive(connection)
             return
         if connection.unsent:
-            self._poll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
+            self._poll.modify(connection.tcp, select.EPOLLIN | select.EPOLLOUT)
         elif connection.request.hang_up:
             self._finish(connection, NOBODY_WAITED)
         elif waited:
-            self._poll.modify(connection.socket, select.EPOLLIN)
+            self._poll.modify(connection.tcp, select.EPOLLIN)
 
     def _receive(self, connection: _Connection) -> None:
         try:
-            data = connection.socket.recv(READ_BYTES)
+            data = connection.tcp.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -170,9 +181,7 @@ class Crowd:
         answer = Answer(connection.request, status, perf_counter() - connection.started, retry_after_s)
         if closes or connection.unsent or status in (NOBODY_WAITED, BROKEN):
             self._close(connection)
-            connection = self._connect()
-        else:
-            connection.request, connection.read = None, b""
+        connection.request, connection.read = None, b""
         self._pause(connection, self._hear(answer))
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m load_tests.floor photo.jpg --seconds 3      # prints one line of JSON
 
-Run by the interpreter that serves, so that the floor and the server have the same libraries.
+Run by the interpreter that serves natively, so that the floor and that server have the same libraries.
 """
 
 import argparse

@@ -1,6 +1,5 @@
-"""The fronts that can be started to be measured, each as its make target runs it, on a free port."""
+"""The fronts that can be started to be measured, each by the command of its make target, on a free port."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -8,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
-from load_tests import server
+from encoder.session import OPENVINO_PROVIDER
+from load_tests import machine, server
 
 ROOT = Path(__file__).parents[1]
 ANNOUNCEMENT = "akin serves "  # the first words that either front prints once it is ready
+ONE_THREAD = ("--idle-threads", "1")  # for a request, as the floor has
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,11 @@ class Model:
         return ["--model-store", str(self.store.resolve()), "--name", self.name]
 
 
-@dataclass(frozen=True)
-class NativeOptions:
-    """What `akin serve --help` lists in an environment: only what is there is asked for."""
+class Started(NamedTuple):
+    """In which way the native front is started."""
 
-    help: str  # its white space one space each
-
-    @classmethod
-    def of(cls, python: Path) -> "NativeOptions":
-        """Ask the interpreter `python`."""
-        done = subprocess.run(
-            [*_akin(python), "serve", "--help"], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        if done.returncode:
-            raise server.ServerError(f"akin serve --help failed: {done.stderr.strip()}")
-        # argparse breaks lines, at hyphens too.
-        return cls(" ".join(re.sub(r"-\n\s+", "-", done.stdout).split()))
-
-    def idle_threads(self, number: int) -> tuple[str, ...] | None:
-        """The arguments with which a request that is alone gets so many threads; None where none can ask for it."""
-        return ("--idle-threads", str(number)) if "--idle-threads" in self.help else None
-
-    @property
-    def openvino(self) -> tuple[str, ...] | None:
-        """The arguments for OpenVINO and nothing else; None where it cannot be asked for."""
-        offered = re.search(r"--require-provider\b.*?\b(OpenVINO\w*)", self.help)
-        return ("--require-provider", offered[1]) if offered else None
-
-    @property
-    def max_wait_ms(self) -> float | None:
-        """How long a request may wait in the queue by default; None where it has no such limit."""
-        default = re.search(r"--max-wait-ms\b[^(]*\(default: ([\d.]+)", self.help)
-        return float(default[1]) if default else None
+    model: Model
+    options: tuple[str, ...]
 
 
 @contextmanager
@@ -110,6 +85,24 @@ FRONTS: dict[str, Callable[[Model, Path], AbstractContextManager[server.Server]]
     "torchserve": torchserve,
     "torchserve-torch": torchserve_torch,
 }
+
+
+def variants(model: Model) -> tuple[dict[str, Started], list[str]]:
+    """Other ways to start the native front, by name; and a line on each that no environment here has."""
+    found, absent = {"idle cores used, the default": Started(model, ())}, []
+    if there := next(_with_openvino(model), None):
+        found["on OpenVINO"] = Started(there, ("--require-provider", OPENVINO_PROVIDER, *ONE_THREAD))
+    else:
+        absent.append("on OpenVINO is left out: openvino is not installed; run make setup-openvino")
+    return found, absent
+
+
+def _with_openvino(model: Model) -> Iterator[Model]:
+    """The model in an environment that has OpenVINO: its own, else this interpreter's, which has it for the tests."""
+    for environment in (model.environment, Path(sys.prefix)):
+        there = replace(model, environment=environment)
+        if "openvino" in machine.versions(there.python):
+            yield there
 
 
 def _akin_verb(folder: Path, *words: str) -> None:

@@ -1,31 +1,27 @@
-"""Ten times the load that a server can take: how much good work it still does, and how long the accepted wait.
+"""More load than a server can take: how much good work it still does, and how long the accepted wait.
 
-    .venv-full/bin/python -m load_tests.overload --seconds 5        # or: make bench, which has these rows too
+    .venv-full/bin/python -m load_tests.bench --fronts native --parts overload --seconds 5
 
-Starts `akin serve` in an empty folder, and sends as clients of three manners do, each for as long. The generator
-takes its share of the same cores: a goodput below the maximum is in part what it costs to be asked so often.
+Clients of three manners. Two crowds keep their connections and ask again when they have been answered; as the server
+makes the refused wait, they ask little more than it can take. The third is larger than the number of connections that
+the server keeps, opens new ones as often as it is turned away, and so asks for ten times as much. The generator takes
+its share of the same cores: a goodput below the maximum is in part what it costs to be asked so often.
 """
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from load_tests import report, server
-from load_tests.arguments import at_least_one
+from load_tests import server
 from load_tests.crowd import Answer, Crowd, Request, post
-from load_tests.fronts import ROOT, Model, NativeOptions, native
-from load_tests.photos import small_photo
 from load_tests.report import Row, Target
 
 SATURATING = (8, 32)  # connections; the better of them is the most that the server can do
-TIMES = 10
 CROWD = 640  # connections: twenty times what saturates the server; it takes 1000
+BEYOND = 1200
+TIMES = 10
 WARM_UP_SECONDS = 3.0  # the queue fills, and everyone has been refused once
 LEAST_GOODPUT = 0.8  # of the maximum
 
@@ -38,16 +34,23 @@ class Borne:
     refused: float  # answers with 503 a second
     p50_ms: float  # of the 200s, as their clients waited
     p99_ms: float
-    failed: int  # neither 200 nor 503, or no answer at all
+    failed: float  # neither 200 nor 503, or no answer at all, a second
+
+
+@dataclass(frozen=True)
+class Under:
+    """What a server did under more load than it can take."""
+
+    borne: Borne
+    most: float  # good answers a second under loads that just saturate it: mean of one right before and one after
 
 
 @dataclass(frozen=True)
 class Overload:
-    """The maximum, and what is left of it under each manner of asking for ten times as much."""
+    """What is left of the maximum under each crowd."""
 
-    maximum: Borne
-    borne: dict[str, Borne]  # by manner
-    limit_ms: float | None  # of the queue, as the server was started; None where it has none
+    under: dict[str, Under]  # by crowd
+    limit_ms: float  # of the queue, as the server was started
 
 
 class Tally:
@@ -76,7 +79,8 @@ class Tally:
                 f"not one good answer in {seconds:g} s; {self.refused} refused, {self.failed} failed"
             )
         p50, p99 = np.percentile(self.accepted_s, (50, 99)) * 1e3
-        return Borne(len(self.accepted_s) / seconds, self.refused / seconds, float(p50), float(p99), self.failed)
+        refused, failed = self.refused / seconds, self.failed / seconds
+        return Borne(len(self.accepted_s) / seconds, refused, float(p50), float(p99), failed)
 
 
 Pause = Callable[[Answer], float]  # seconds until the connection that got it asks again
@@ -120,62 +124,40 @@ def bear(
     return tally.result(perf_counter() - started)
 
 
-def measure(port: int, path: str, image: bytes, seconds: float, limit_ms: float | None) -> Overload:
-    """The server's maximum, then ten times the load in each manner."""
+def measure(port: int, path: str, image: bytes, seconds: float, limit_ms: float) -> Overload:
+    """Each manner between two loads that just saturate the server: noise hits what is compared alike."""
     request = post(path, image)
-    maximum = max((bear(port, request, n, seconds) for n in SATURATING), key=lambda borne: borne.goodput)
-    manners = {
-        f"{TIMES} × the rate": at_rate(TIMES * maximum.goodput),
-        "retrying at once": at_once,
-        "honouring Retry-After": as_told,
+    saturating = [(bear(port, request, n, seconds), n) for n in SATURATING]
+    before, connections = max(saturating, key=lambda each: each[0].goodput)
+    crowds = {
+        f"{CROWD} connections retrying at once": (CROWD, lambda: at_once),
+        f"{CROWD} connections honouring Retry-After": (CROWD, lambda: as_told),
+        f"{BEYOND} connections at {TIMES} × the rate": (BEYOND, lambda: at_rate(TIMES * before.goodput)),
     }
-    borne = {name: bear(port, request, CROWD, seconds, WARM_UP_SECONDS, pause) for name, pause in manners.items()}
-    return Overload(maximum, borne, limit_ms)
+    under = {}
+    for name, (size, manner) in crowds.items():
+        borne = bear(port, request, size, seconds, WARM_UP_SECONDS, manner())
+        after = bear(port, request, connections, seconds)
+        under[name] = Under(borne, most=(before.goodput + after.goodput) / 2)
+        before = after
+    return Overload(under, limit_ms)
 
 
 def rows_of(front: str, rounds: list[Overload]) -> list[Row]:
     """The report's rows."""
-    if not rounds:
-        return []
-    rows = [Row(f"{front}, at most: throughput", "images/s", tuple(each.maximum.goodput for each in rounds))]
-    for manner in rounds[0].borne:
-        name = f"{front}, {CROWD} connections {manner}"
-        borne = [each.borne[manner] for each in rounds]
-        kept = tuple(each.borne[manner].goodput / each.maximum.goodput for each in rounds)
-        limit = Target("≤", rounds[0].limit_ms) if rounds[0].limit_ms else None
+    rows = []
+    for crowd in rounds[0].under if rounds else ():
+        name, taken = f"{front}, {crowd}", [each.under[crowd] for each in rounds]
+        asked = tuple(sum((each.borne.goodput, each.borne.refused, each.borne.failed)) / each.most for each in taken)
+        kept = tuple(each.borne.goodput / each.most for each in taken)
+        limit = Target("≤", rounds[0].limit_ms)
         rows += [
+            Row(f"{name}: the most that it can answer", "1/s", tuple(each.most for each in taken)),
+            Row(f"{name}: asked, to the most", "×", asked),
             Row(f"{name}: goodput to the most", "×", kept, Target("≥", LEAST_GOODPUT)),
-            Row(f"{name}: p50 of the accepted", "ms", tuple(each.p50_ms for each in borne)),
-            Row(f"{name}: p99 of the accepted", "ms", tuple(each.p99_ms for each in borne), limit),
-            Row(f"{name}: refused", "1/s", tuple(each.refused for each in borne)),
-            Row(f"{name}: failed", "", tuple(float(each.failed) for each in borne), Target("≤", 0)),
+            Row(f"{name}: p50 of the accepted", "ms", tuple(each.borne.p50_ms for each in taken)),
+            Row(f"{name}: p99 of the accepted", "ms", tuple(each.borne.p99_ms for each in taken), limit),
+            Row(f"{name}: refused", "1/s", tuple(each.borne.refused for each in taken)),
+            Row(f"{name}: failed", "1/s", tuple(each.borne.failed for each in taken), Target("≤", 0)),
         ]
     return rows
-
-
-def run(seconds: int, model: Model, images: Path | None) -> int:
-    """Start, measure, print. Returns the exit code: 0 also where a target is missed."""
-    options = NativeOptions.of(model.python)
-    image = small_photo(images)
-    with tempfile.TemporaryDirectory(prefix="overload-") as folder, native(model, Path(folder)) as served:
-        path = f"/predictions/{model.name}"
-        served.post(path, image.data)
-        overload = measure(served.port, path, image.data, seconds, options.max_wait_ms)
-    print(report.table(rows_of("native", [overload])))
-    return 0
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=at_least_one, default=5)
-    parser.add_argument("--model-store", type=Path, default=Path("model_store"))
-    parser.add_argument("--name", default="encoder")
-    parser.add_argument("--environment", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--images", type=Path, help="whose first image is sent")
-    chosen = parser.parse_args()
-    return run(chosen.seconds, Model(chosen.model_store, chosen.name, chosen.environment), chosen.images)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

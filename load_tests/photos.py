@@ -1,11 +1,13 @@
 """The two JPEGs that are sent: a small one as the encoder was trained on, and one as a camera makes it."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from images.decode import ImageError
+from images.decode import ImageError, resize
 from images.sources import SourceError, open_source, pixels
 from images.spec import PreprocessSpec
 from load_tests.pictures import encode, scene
@@ -44,6 +46,11 @@ def camera_photo() -> Photo:
     return Photo(
         encode(scene(width, height), quality=CAMERA_QUALITY), f"{width} × {height} JPEG q{CAMERA_QUALITY}, generated"
     )
+
+
+def pillow_full(data: bytes, spec: PreprocessSpec) -> np.ndarray:
+    """Every pixel, then one resize, (size, size, 3) uint8: the yardstick of a large photo's embedding."""
+    return resize(np.asarray(Image.open(BytesIO(data)).convert("RGB")), spec)
 
 
 def _first_image(source: Path) -> bytes:

@@ -13,22 +13,24 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
 from load_tests import floor, machine, server
-from load_tests.arguments import at_least_one
+from load_tests.arguments import add_model, at_least_one, exit_code, exit_with, model_of
 from load_tests.crowd import LENGTH, post
-from load_tests.fronts import ROOT, Model, NativeOptions, native
+from load_tests.fronts import ONE_THREAD, ROOT, Model, native
 from load_tests.photos import small_photo
 from load_tests.report import Row
 
 STAMPED = ROOT / "load_tests/stamps.py"
 READ_BYTES = 1 << 16
 WARM_UP = 300  # requests
-TURNS = 10  # of the server with stamps and the one without, so that noise hits both alike
+TURNS = 10  # of the floor, the server with stamps and the one without, so that noise hits all alike
+FLOOR_SECONDS = 0.5
 STEPS = (  # each stamp, and what has been done since the one before it
     ("sent", ""),
     ("read", "client to server: write, kernel, the event loop wakes up"),
@@ -58,7 +60,9 @@ def ask(port: int, request: bytes, times: int) -> list[tuple[float, float]]:
             sent, answer, whole = perf_counter(), b"", sys.maxsize
             connection.sendall(request)
             while len(answer) < whole:
-                answer += connection.recv(READ_BYTES)
+                if not (data := connection.recv(READ_BYTES)):
+                    raise server.ServerError(f"the server hung up after {answer[:200]!r}")
+                answer += data
                 if (end := answer.find(b"\r\n\r\n") + 4) >= 4 and (length := LENGTH.search(answer, 0, end)):
                     whole = end + int(length[1])
             taken.append((sent, perf_counter()))
@@ -94,23 +98,34 @@ def rows_of(steps_ms: np.ndarray) -> list[Row]:
     return [*rows, Row("one request, as its client waits", "ms", (float(means.sum()),))]
 
 
-def measure(model: Model, image: bytes, requests: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of each request, and the milliseconds of as many to a server without stamps."""
-    options = NativeOptions.of(model.python).idle_threads(1) or ()
+@dataclass(frozen=True)
+class Profile:
+    """What was measured."""
+
+    steps_ms: np.ndarray  # (requests, steps) float64
+    plain_ms: list[float]  # p50 of each turn of the server without stamps
+    floor_ms: list[float]  # p50 right before each turn
+
+
+def measure(model: Model, photo: Path, requests: int, folder: Path) -> Profile:
+    """Turn by turn."""
     file = folder.resolve() / "stamps.json"
-    command = [str(model.python), str(STAMPED), str(file), *model.arguments, *options]
-    request = post(f"/predictions/{model.name}", image).data
+    command = [str(model.python), str(STAMPED), str(file), *model.arguments, *ONE_THREAD]
+    request, times = post(f"/predictions/{model.name}", photo.read_bytes()).data, -(-requests // TURNS)
     stamped: list[tuple[float, float]] = []
-    plain: list[tuple[float, float]] = []
+    plain_ms, floor_ms = [], []
     for place in ("stamped", "plain"):
         (folder / place).mkdir()
-    with server.running(command, folder / "stamped") as one, native(model, folder / "plain", options) as other:
+    with server.running(command, folder / "stamped") as one, native(model, folder / "plain", ONE_THREAD) as other:
         for served in (one, other):
             ask(served.port, request, WARM_UP)
         for _ in range(TURNS):
-            stamped += ask(one.port, request, -(-requests // TURNS))
-            plain += ask(other.port, request, -(-requests // TURNS))
-    return split(json.loads(file.read_text(encoding="utf-8")), stamped), np.diff(np.array(plain))[:, 0] * 1e3
+            least = floor.measure_with(model.python, model.store, model.name, photo, FLOOR_SECONDS)
+            floor_ms.append(least.p50_ms)
+            stamped += ask(one.port, request, times)
+            plain = np.array(ask(other.port, request, times))
+            plain_ms.append(float(np.median(np.diff(plain))) * 1e3)
+    return Profile(split(json.loads(file.read_text(encoding="utf-8")), stamped), plain_ms, floor_ms)
 
 
 def run(requests: int, model: Model, images: Path | None, out: Path) -> int:
@@ -120,12 +135,13 @@ def run(requests: int, model: Model, images: Path | None, out: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="profile-", dir=out.parent) as folder:
         sent = Path(folder) / "small.jpg"
         sent.write_bytes(photo.data)
-        least = floor.measure_with(model.python, model.store, model.name, sent, seconds=2.0)
-        steps_ms, plain_ms = measure(model, photo.data, requests, Path(folder))
+        taken = measure(model, sent, requests, Path(folder))
+    costs = tuple(plain - least for plain, least in zip(taken.plain_ms, taken.floor_ms, strict=True))
     rows = [
-        *rows_of(steps_ms),
-        Row("the same without stamps: p50", "ms", (float(np.median(plain_ms)),)),
-        Row("floor (decode and session run, no server): p50", "ms", (least.p50_ms,)),
+        *rows_of(taken.steps_ms),
+        Row("the same without stamps: p50", "ms", tuple(taken.plain_ms)),
+        Row("floor (decode and session run, no server): p50", "ms", tuple(taken.floor_ms)),
+        Row("what the server adds to the floor of its turn", "ms", costs),
     ]
     written = {**described, "photo": photo.description, "requests": requests, "rows": [row.to_json() for row in rows]}
     out.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -138,15 +154,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=at_least_one, default=3000)
-    parser.add_argument("--model-store", type=Path, default=Path("model_store"))
-    parser.add_argument("--name", default="encoder")
-    parser.add_argument("--environment", type=Path, default=ROOT / ".venv")
+    add_model(parser)
     parser.add_argument("--images", type=Path, help="whose first image is sent")
     parser.add_argument("--out", type=Path, default=Path("var/profile.json"), help="where the JSON goes")
     chosen = parser.parse_args()
-    model = Model(chosen.model_store, chosen.name, chosen.environment)
-    return run(chosen.requests, model, chosen.images, chosen.out)
+    return exit_code("profile", lambda: run(chosen.requests, model_of(chosen), chosen.images, chosen.out))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -25,7 +25,7 @@ class Row:
     """One quantity, taken once a round."""
 
     name: str
-    unit: str  # a key of DECIMALS; "×" is a ratio to the floor of the same round
+    unit: str  # a key of DECIMALS; "×" is a ratio, taken within the round
     rounds: tuple[float, ...]
     target: Target | None = None
 

@@ -16,15 +16,14 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from random import Random
 from time import perf_counter, sleep
 
 from load_tests import machine, server
-from load_tests.arguments import at_least_one
+from load_tests.arguments import add_model, at_least_one, exit_code, exit_with, model_of
 from load_tests.crowd import BROKEN, HOST, NOBODY_WAITED, Answer, Crowd, Request, post
-from load_tests.fronts import ROOT, Model, native
+from load_tests.fronts import Model, native
 from load_tests.photos import camera_photo
 from load_tests.pictures import encode, scene
 
@@ -45,13 +44,12 @@ class Kind:
     requests: tuple[Request, ...]
 
 
-def kinds(path: str, camera: bytes) -> dict[str, Kind]:
-    """What is sent. path: where images are posted."""
+def kinds(model: str, camera: bytes) -> dict[str, Kind]:
+    """What is sent to a server of that model."""
+    path = f"/predictions/{model}"
     pictures, large = _pictures(SMALL), _pictures(LARGE)
     small = encode(scene(96, 96), quality=90)
-    openai = json.dumps(
-        {"model": "encoder", "input": [f"data:image/jpeg;base64,{b64encode(small).decode()}"]}
-    ).encode()
+    openai = json.dumps({"model": model, "input": [f"data:image/jpeg;base64,{b64encode(small).decode()}"]}).encode()
     as_json = (("content-type", "application/json"),)
     as_form, form = (("content-type", "multipart/form-data; boundary=between"),), _form([*pictures[:3], b"no image"])
     return {
@@ -112,7 +110,7 @@ def run(requests: int, warm_up: int, megabytes: float, model: Model, out: Path) 
     described = machine.describe(model.python)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=out.parent) as folder, native(model, Path(folder)) as served:
-        soak = Soak(served.port, kinds(f"/predictions/{model.name}", camera_photo().data))
+        soak = Soak(served.port, kinds(model.name, camera_photo().data))
         soak.send(warm_up)
         started, resident_mb = perf_counter(), [_resident_mb(served)]
         for done, part in _parts(requests):
@@ -187,7 +185,7 @@ def _form(images: list[bytes]) -> bytes:
     """multipart/form-data with the boundary "between"."""
     parts = (
         b'--between\r\ncontent-disposition: form-data; name="image"; filename="%d"\r\n\r\n%s\r\n' % (number, image)
-        for number, image in zip(count(), images, strict=False)
+        for number, image in enumerate(images)
     )
     return b"".join(parts) + b"--between--\r\n"
 
@@ -199,14 +197,12 @@ def main() -> int:
     parser.add_argument("--requests", type=at_least_one, default=200_000, help="after the warm-up" + shown)
     parser.add_argument("--warm-up", type=at_least_one, default=10_000, help="requests before" + shown)
     parser.add_argument("--megabytes", type=float, default=20, help="by how much memory may grow" + shown)
-    parser.add_argument("--model-store", type=Path, default=Path("model_store"))
-    parser.add_argument("--name", default="encoder")
-    parser.add_argument("--environment", type=Path, default=ROOT / ".venv")
+    add_model(parser)
     parser.add_argument("--out", type=Path, default=Path("var/soak.json"), help="where the JSON goes" + shown)
     chosen = parser.parse_args()
-    model = Model(chosen.model_store, chosen.name, chosen.environment)
-    return run(chosen.requests, chosen.warm_up, chosen.megabytes, model, chosen.out)
+    model = model_of(chosen)
+    return exit_code("soak", lambda: run(chosen.requests, chosen.warm_up, chosen.megabytes, model, chosen.out))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

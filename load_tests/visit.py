@@ -9,7 +9,6 @@ from load_tests.encodings import JSON_FLOATS
 from load_tests.floor import Floor
 from load_tests.overload import Overload
 from load_tests.report import Row, Target
-from load_tests.server import Memory
 from load_tests.wrk import Load
 
 
@@ -20,6 +19,11 @@ class OneConnection:
     floor: Floor
     one: Load
 
+    @property
+    def to_floor(self) -> float:
+        """p50, in that of the floor."""
+        return self.one.p50_ms / self.floor.p50_ms
+
 
 @dataclass(frozen=True)
 class Connections:
@@ -27,7 +31,7 @@ class Connections:
 
     floor: Floor  # right before the load, while the front is idle
     one: Load  # one connection
-    one_with_neighbors: Load
+    with_neighbors: OneConnection
     eight: Load
     thirty_two: Load
 
@@ -54,7 +58,8 @@ class Visit:
 
     first_start_s: float  # with the gallery copied from its seed
     later_start_s: float
-    memory: Memory  # after the warm-up and the load over `connections`
+    resident_mb: float  # after the warm-up and the load over `connections`
+    peak_mb: float  # in the end
     connections: Connections | None = None
     camera: Camera | None = None
     encodings: Mapping[str, Sequence[Load]] = field(default_factory=dict)  # one connection, in turns with each other
@@ -81,8 +86,8 @@ def rows_of(front: str, visits: Sequence[Visit]) -> list[Row]:
         *overload.rows_of(front, [each.overload for each in visits if each.overload]),
         row("first start to ready, gallery seeded", "s", lambda v: v.first_start_s, **ready),
         row("later start to ready", "s", lambda v: v.later_start_s, **ready),
-        row("memory after load, gallery open", "MB", lambda v: v.memory.resident_mb, native=Target("≤", 350.0)),
-        row("memory at its peak", "MB", lambda v: v.memory.peak_mb),
+        row("memory after load, gallery open", "MB", lambda v: v.resident_mb, native=Target("≤", 350.0)),
+        row("memory at its peak", "MB", lambda v: v.peak_mb),
     ]
 
 
@@ -106,9 +111,9 @@ def _connection_rows(front: str, taken: Sequence[Connections]) -> list[Row]:
         ),
         row("1 connection: p99", "ms", lambda v: v.one.p99_ms),
         row("1 connection: p99 to its p50", "×", lambda v: v.one.p99_ms / v.one.p50_ms, native=Target("≤", 2.0)),
-        row("1 connection, k=5: p50", "ms", lambda v: v.one_with_neighbors.p50_ms),
-        row("1 connection, k=5: p50 to the floor's", "×", lambda v: v.one_with_neighbors.p50_ms / v.floor.p50_ms),
-        row("1 connection, k=5: p99", "ms", lambda v: v.one_with_neighbors.p99_ms),
+        row("1 connection, k=5: p50", "ms", lambda v: v.with_neighbors.one.p50_ms),
+        row("1 connection, k=5: p50 to the floor's", "×", lambda v: v.with_neighbors.to_floor),
+        row("1 connection, k=5: p99", "ms", lambda v: v.with_neighbors.one.p99_ms),
         row("8 connections: throughput", "images/s", lambda v: v.eight.requests_per_s),
         row(
             "8 connections: throughput to the floor's",
@@ -148,7 +153,7 @@ def _variant_rows(name: str, taken: Sequence[Variant]) -> list[Row]:
 
 
 def _rows_to_floor(name: str, taken: Sequence[OneConnection], target: Target | None = None) -> list[Row]:
-    ratios = tuple(each.one.p50_ms / each.floor.p50_ms for each in taken)
+    ratios = tuple(each.to_floor for each in taken)
     return [
         Row(f"{name}, floor: p50", "ms", tuple(each.floor.p50_ms for each in taken)),
         Row(f"{name}, 1 connection: p50", "ms", tuple(each.one.p50_ms for each in taken)),

@@ -1,6 +1,6 @@
 """The crowd that asks for ten times too much: every answer is counted as what it is, and manners are kept."""
 
-import sys
+import socket
 import threading
 import time
 from collections import Counter
@@ -9,15 +9,15 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
-from handlers.native import Settings
-from load_tests import overload
+from load_tests import crowd, overload
 from load_tests.crowd import BROKEN, NOBODY_WAITED, Answer, Crowd, Request, post
-from load_tests.overload import Borne, Overload, Tally, as_told, at_once, at_rate
+from load_tests.overload import Borne, Overload, Tally, Under, as_told, at_once, at_rate
 from load_tests.server import ServerError
 from tests.server import running_server
-from tests.serving import JPEG, PATH
+from tests.serving import JPEG, PATH, samples
 
 
 class _Scripted(BaseHTTPRequestHandler):
@@ -129,6 +129,33 @@ def test_a_connection_pauses_for_as_long_as_it_is_told(scripted: tuple[int, Coun
     assert time.perf_counter() >= until
 
 
+def test_an_answer_that_never_comes_is_broken(
+    scripted: tuple[int, Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(crowd, "LOOK_SECONDS", 0.02)
+    port, _ = scripted
+    late, next_one = ask_all(port, [post("/slow", b""), post("/200", b"")])
+    assert (late.status, next_one.status) == (BROKEN, 200)
+
+
+def test_a_server_that_turns_away_whoever_connects_is_heard() -> None:
+    refusal = b"HTTP/1.1 503 No\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+    def turn_away() -> None:
+        for _ in range(3):
+            connection, _ = listening.accept()
+            connection.sendall(refusal)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        answers = ask_all(listening.getsockname()[1], [post("/", bytes(1000))] * 3)
+        thread.join()
+    assert [(each.status, each.retry_after_s) for each in answers] == [(503, 1.0)] * 3
+
+
 def test_manners_are_what_they_are_called() -> None:
     refused = Answer(post("/", b""), 503, 0.01, 7.0)
     assert at_once(refused) == 0.0
@@ -163,7 +190,7 @@ def test_refusals_and_the_warm_up_are_in_no_latency(monkeypatch: pytest.MonkeyPa
     ):
         tally.add(Answer(request, status, seconds, 0.0))
     borne = tally.result(seconds=2.0)
-    assert (borne.goodput, borne.refused, borne.failed) == (1.5, 1.0, 2)
+    assert (borne.goodput, borne.refused, borne.failed) == (1.5, 1.0, 1.0)
     assert borne.p50_ms == pytest.approx(200) and borne.p99_ms == pytest.approx(298)
 
 
@@ -173,47 +200,48 @@ def test_a_server_that_answers_nobody_is_no_result() -> None:
 
 
 def test_the_rows_hold_goodput_to_the_maximum_and_waiting_to_the_limit() -> None:
-    maximum = Borne(goodput=500.0, refused=0.0, p50_ms=16.0, p99_ms=30.0, failed=0)
-    under = Borne(goodput=390.0, refused=4000.0, p50_ms=200.0, p99_ms=240.0, failed=0)
-    rows = {
-        row.name: row for row in overload.rows_of("native", [Overload(maximum, {"retrying at once": under}, 250.0)])
-    }
+    borne = Borne(goodput=390.0, refused=4000.0, p50_ms=200.0, p99_ms=240.0, failed=10.0)
+    taken = Overload({"640 connections retrying at once": Under(borne, most=500.0)}, limit_ms=250.0)
+    rows = {row.name: row for row in overload.rows_of("native", [taken])}
     name = "native, 640 connections retrying at once"
     assert {row: (rows[row].median, rows[row].verdict) for row in rows} == {
-        "native, at most: throughput": (500.0, ""),
+        f"{name}: the most that it can answer": (500.0, ""),
+        f"{name}: asked, to the most": (8.8, ""),
         f"{name}: goodput to the most": (0.78, "missed"),
         f"{name}: p50 of the accepted": (200.0, ""),
         f"{name}: p99 of the accepted": (240.0, "met"),
         f"{name}: refused": (4000.0, ""),
-        f"{name}: failed": (0.0, "met"),
+        f"{name}: failed": (10.0, "missed"),
     }
 
 
-def test_a_real_server_is_asked_for_ten_times_its_most_in_every_manner(
+def test_each_crowd_is_held_to_the_loads_right_before_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    goodputs = iter([90.0, 100.0, 70.0, 60.0, 50.0, 80.0, 40.0, 120.0])  # two to begin with, then crowd and load
+    sizes = []
+
+    def bear(port: int, request: Request, connections: int, *_: object) -> Borne:
+        sizes.append(connections)
+        return Borne(next(goodputs), 0.0, 1.0, 1.0, 0.0)
+
+    monkeypatch.setattr(overload, "bear", bear)
+    taken = overload.measure(1, PATH, JPEG, seconds=1, limit_ms=1.0)
+    assert sizes == [8, 32, 640, 32, 640, 32, 1200, 32]
+    assert [(each.borne.goodput, each.most) for each in taken.under.values()] == [(70, 80), (50, 70), (40, 100)]
+
+
+def test_a_real_server_is_asked_for_ten_times_its_most(
     seeded_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overload, "WARM_UP_SECONDS", 0.5)
     monkeypatch.setattr(overload, "CROWD", 100)
-    with running_server(seeded_store, tmp_path, ["--queue", "32"]) as server:  # as many as saturate it
-        borne = overload.measure(server.port, PATH, JPEG, seconds=1, limit_ms=None)
-    assert set(borne.borne) == {"10 × the rate", "retrying at once", "honouring Retry-After"}
-    assert [each.failed for each in (borne.maximum, *borne.borne.values())] == [0, 0, 0, 0]
-    assert borne.borne["10 × the rate"].refused > 0
-    assert borne.maximum.refused == 0
-
-
-def test_the_command_line_starts_the_server_and_holds_it_to_its_own_limit(
-    seeded_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(port: int, path: str, image: bytes, seconds: float, limit_ms: float | None) -> Overload:
-        (answer,) = ask_all(port, [post(path, image)])
-        borne = Borne(float(answer.status), 0.0, seconds, Settings.max_wait_ms + 0.5, 0)
-        return Overload(borne, {"retrying at once": borne}, limit_ms)
-
-    monkeypatch.setattr(overload, "measure", measure)
-    arguments = ["--seconds", "2", "--model-store", str(seeded_store), "--environment", sys.prefix]
-    monkeypatch.setattr(sys, "argv", ["overload", *arguments])
-    assert overload.main() == 0
-    printed = capsys.readouterr().out
-    assert "200 images/s" in printed
-    assert f"≤ {Settings.max_wait_ms} ms  missed" in printed
+    monkeypatch.setattr(overload, "BEYOND", 120)
+    few = ["--queue", "32", "--connections", "100"]
+    with running_server(seeded_store, tmp_path, few) as server:
+        taken = overload.measure(server.port, PATH, JPEG, seconds=1, limit_ms=1.0)
+        counted = samples(httpx.get(server.url + "/metrics", timeout=30).text)
+    assert [each.borne.failed for each in taken.under.values()] == [0, 0, 0]
+    retrying, _, beyond = taken.under.values()
+    assert retrying.borne.refused > 0
+    assert beyond.borne.refused > retrying.borne.refused
+    assert beyond.borne.goodput > 0
+    assert counted['akin_rejected_total{reason="connections"}'] > 0

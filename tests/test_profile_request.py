@@ -1,14 +1,16 @@
 """Where the time of one request goes: the steps are those of the server, and they add up to what its client waits."""
 
 import json
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from load_tests import profile_request
-from load_tests.profile_request import SERVER_STEPS, STEPS, rows_of, split
+from load_tests.profile_request import SERVER_STEPS, STEPS, ask, rows_of, split
 from load_tests.server import ServerError
 
 
@@ -46,9 +48,22 @@ def test_a_run_says_what_every_step_of_a_real_server_takes(
     assert profile_request.main() == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [row["name"] for row in rows[: len(STEPS) - 1]] == [what for _, what in STEPS[1:]]
-    steps, (whole, plain, least) = rows[: len(STEPS) - 1], (row["median"] for row in rows[len(STEPS) - 1 :])
+    steps, rest = rows[: len(STEPS) - 1], rows[len(STEPS) - 1 :]
+    whole, plain, least, _ = (row["median"] for row in rest)
     assert all(row["median"] > 0 for row in steps)
     assert whole == pytest.approx(sum(row["median"] for row in steps))
     assert plain > 0 and least > 0
+    plain_ms, floor_ms, cost_ms = (row["rounds"] for row in rest[1:])
+    assert len(cost_ms) == profile_request.TURNS
+    assert cost_ms == pytest.approx(np.subtract(plain_ms, floor_ms))
     assert f"| {whole:.3f} | one request, as its client waits |" in capsys.readouterr().out
     assert [file.name for file in out.parent.iterdir()] == ["profile.json"]
+
+
+def test_a_server_that_hangs_up_is_no_result() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=lambda: listening.accept()[0].close())
+        thread.start()
+        with pytest.raises((ServerError, ConnectionError)):
+            ask(listening.getsockname()[1], b"GET / HTTP/1.1\r\n\r\n", times=1)
+        thread.join()

@@ -14,13 +14,13 @@ from load_tests.fronts import Model
 from load_tests.photos import Photo
 from load_tests.soak import Kind, Soak, kinds
 from tests.server import Server
-from tests.serving import JPEG, PATH
+from tests.serving import JPEG
 
 
 @pytest.fixture(scope="module")
 def sent() -> dict[str, Kind]:
     """What is sent, with a small photo in place of a camera's."""
-    return kinds(PATH, JPEG)
+    return kinds("encoder", JPEG)
 
 
 def test_every_kind_of_request_gets_the_status_it_deserves(server: Server, sent: dict[str, Kind]) -> None:
