@@ -1,13 +1,14 @@
 """The ONNX artifact on OpenVINO behind the face of an ONNX Runtime session. Imported only when OpenVINO is asked for:
 it is a package of its own (`make setup-openvino`)."""
 
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
+
+from encoder.cores import cores
 
 
 class _Output(NamedTuple):
@@ -54,7 +55,7 @@ def open_openvino_session(model: bytes, threads: int = 1) -> OpenVinoSession:
     graph = core.read_model(model, b"")
     graph.reshape({"image": [1, *list(graph.input("image").partial_shape)[1:]]})
     # A stream is what one call runs on. With a single one, calls from several threads wait for each other.
-    streams = max(1, (os.cpu_count() or 1) // threads)
+    streams = max(1, cores() // threads)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": streams,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
+from encoder.cores import cores
 from encoder.session import OPENVINO_PROVIDER, PROVIDERS
 from handlers import browser
 from handlers.logs import FORMATS
 from handlers.tokens import VARIABLE
 from index.errors import RowRefused
-from index.gallery import cores
 from index.open import DEFAULT_GALLERY, GALLERIES, MILVUS, own_gallery, parse_bytes
 
 

@@ -6,7 +6,6 @@
 Stopped at any moment, it leaves what was committed, and the same call goes on from there.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from encoder.cores import cores
 from encoder.session import Encoder
 from images.decode import ImageError
 from images.sources import Item, Source, pixels, started_ahead
@@ -106,7 +106,7 @@ def add_images(
     changed is embedded again. A row that knows of no image, such as one of the seed, stays as it is. `thumbnails`
     gets one of each image, also of those that are there without. Shows a progress bar on a terminal.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     with tqdm(total=source.count, unit=" images", disable=None) as bar:
         run = _Run(index, encoder, source.class_names, threads, thumbnails, bar)
         images = run.decoded(run.new(source))

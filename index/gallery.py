@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from encoder.cores import cores
 from index import snapshot
 from index.base import Base
 from index.builder import Stopped, build, extend, fits
@@ -340,11 +340,6 @@ class Gallery:
                 yield
         finally:
             lock.close()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _overgrown(view: View) -> bool:

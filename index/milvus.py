@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -21,10 +21,11 @@ from grpc import RpcError
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from index import milvus_filters
 from index.draw import drawn_ids
 from index.errors import GalleryAway, GalleryError, RowRefused, WrongModel
 from index.face import Neighbor, Record, Stats
-from index.filters import BOUNDS, LABEL, Filter, Scalar, Within
+from index.filters import Filter
 from index.flat import best_first
 from index.incoming import MAX_ID_BYTES, MAX_LABEL_BYTES, checked
 from index.vectors import unit_rows
@@ -34,15 +35,11 @@ CONSISTENCIES = ("strong", "session", "bounded")
 MOST_NEIGHBORS = 16_384  # what Milvus answers with
 MOST_QUERIES = 1_000  # a call; Milvus takes 16,384, and each brings its neighbours' metadata
 PREPARING_S = 120.0  # that making or loading a collection may take, once
-SLICE_ROWS = 500  # a message; gRPC takes 64 MB
-SLICE_BYTES = 16 << 20
-LISTED_BYTES = 64 << 10  # of values in one expression: Milvus's parser takes 13 µs a character outside ASCII
+SLICE_BYTES = 16 << 20  # a message; gRPC takes 64 MB
 GRAPH = {"M": 32, "efConstruction": 100}
 EF_SEARCH = 64
 CONTENT_DIGITS = 64
 FIELDS = ["id", "vector", "label", "metadata", "content"]
-Item = TypeVar("Item")
-ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 AWAY = 2  # failed to connect, or the server says that it is unavailable; 1 is anything that goes wrong in pymilvus
 AWAY_WORDS = ("deadline", "unavailable", "timeout", "retry run out", "connect", "not ready", "not loaded")
@@ -129,14 +126,15 @@ class MilvusGallery:
             for name, vector, label, document, content in zip(*rows, strict=True)
         ]
         sizes = [len(document or "") + 8 * self.dimension for document in rows.documents]
-        for some in _slices(entities, sizes, SLICE_BYTES):
+        for some in milvus_filters.slices(entities, sizes, SLICE_BYTES):
             with self._errors():
                 self._client.upsert(self._collection, some, timeout=self._timeout_s)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove the rows of `ids`. Returns how many of them there were."""
         there = [row["id"] for row in self._rows_of("id", list(dict.fromkeys(ids)), ["id"])]
-        for expression in _among("id", there):  # not `ids=`: pymilvus writes them into one without escaping
+        # Not `ids=`: pymilvus writes them into an expression without escaping.
+        for expression in milvus_filters.among("id", there):
             with self._errors():
                 self._client.delete(self._collection, filter=expression, timeout=self._timeout_s)
         return len(there)
@@ -180,7 +178,7 @@ class MilvusGallery:
         k = min(k, rows)
         if k == 0 or not len(queries):
             return [[] for _ in queries]
-        expression = self._expression(where)
+        expression = milvus_filters.expression(where, self._lite)
         return [
             [one for one in self._complete(query, k, where, found) if min_score is None or one.score >= min_score]
             for some in np.split(queries, range(MOST_QUERIES, len(queries), MOST_QUERIES))
@@ -243,7 +241,7 @@ class MilvusGallery:
         The engines tell types apart less well than we do (to Milvus Lite true is 1) and do not order equal scores, so
         what comes back is compared with the filter once more, and more is asked for where that may change the answer.
         """
-        expression = self._expression(where)
+        expression = milvus_filters.expression(where, self._lite)
         fetch = k + 1
         while True:
             fitting = best_first([one for one in found if where is None or where.matches(one.label, one.metadata)])
@@ -276,7 +274,12 @@ class MilvusGallery:
 
     def _compared(self, query: np.ndarray, where: Filter | None, expression: str) -> list[Neighbor]:
         """Every row that matches, compared here."""
-        records = [row for page in self._pages(SLICE_ROWS, expression) for row in self.get(page) if row is not None]
+        records = [
+            row
+            for page in self._pages(milvus_filters.SLICE_ROWS, expression)
+            for row in self.get(page)
+            if row is not None
+        ]
         return [
             Neighbor(row.id, min(float(query @ row.vector), 1.0), row.label, row.metadata)
             for row in records
@@ -285,7 +288,9 @@ class MilvusGallery:
 
     def _rows_of(self, field: str, values: Sequence[str], fields: list[str]) -> list[dict[str, Any]]:
         return [
-            row for expression in _among(field, values) for row in self._query(expression, fields, MOST_NEIGHBORS)
+            row
+            for expression in milvus_filters.among(field, values)
+            for row in self._query(expression, fields, MOST_NEIGHBORS)
         ]
 
     def _pages(self, size: int, expression: str = "") -> Iterator[list[str]]:
@@ -295,10 +300,10 @@ class MilvusGallery:
             names = sorted(row["id"] for row in self._query(f'id >= ""{condition}', ["id"], None))
             yield from (names[start : start + size] for start in range(0, len(names), size))
             return
-        last = ""
-        while page := sorted(row["id"] for row in self._query(f"id > {_quoted(last)}{condition}", ["id"], size)):
+        last = milvus_filters.quoted("")
+        while page := sorted(row["id"] for row in self._query(f"id > {last}{condition}", ["id"], size)):
             yield page
-            last = page[-1]
+            last = milvus_filters.quoted(page[-1])
 
     def _count(self, expression: str) -> int:
         return int(self._query(expression, ["count(*)"], None)[0]["count(*)"])
@@ -316,24 +321,6 @@ class MilvusGallery:
                     **options,
                 )
             )
-
-    def _expression(self, where: Filter | None) -> str:
-        """The filter in Milvus's language, as far as the engine speaks it."""
-        parts = []
-        for condition in where.conditions if where is not None else ():
-            field = LABEL if condition.field == LABEL else f"metadata[{_quoted(condition.field)}]"
-            if isinstance(condition, Within):
-                parts.append(
-                    " and ".join(f"{field} {BOUNDS[name]} {_literal(value)}" for name, value in condition.bounds)
-                )
-            elif self._lite and condition.field != LABEL:  # it lists no values of JSON
-                parts.append(" or ".join(f"{field} == {_literal(value)}" for value in condition.values))
-            else:  # a server fails on some hundred `or`, and on a list of several types
-                kinds: dict[type, list[str]] = {}
-                for value in condition.values:
-                    kinds.setdefault(type(value), []).append(_literal(value))
-                parts.append(" or ".join(f"{field} in [{', '.join(values)}]" for values in kinds.values()))
-        return " and ".join(f"({part})" for part in parts)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -367,23 +354,6 @@ def _is_host(where: str) -> bool:
         return False
 
 
-def _among(field: str, values: Sequence[str]) -> Iterator[str]:
-    """Expressions for the rows whose field is one of `values`: as few as the length of one allows."""
-    for some in _slices(list(map(_quoted, values)), [len(value.encode()) for value in values], LISTED_BYTES):
-        yield f"{field} in [{', '.join(some)}]"
-
-
-def _literal(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return _quoted(value) if isinstance(value, str) else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """A string of Milvus's language: what must be escaped and no more, since Lite knows few escapes."""
-    return f'"{text.translate(ESCAPES)}"'
-
-
 def _neighbor(hit: Mapping[str, Any]) -> Neighbor:
     entity = hit["entity"]
     return Neighbor(hit["id"], min(hit["distance"], 1.0), entity["label"] or None, entity["metadata"])
@@ -392,17 +362,3 @@ def _neighbor(hit: Mapping[str, Any]) -> Neighbor:
 def _record(row: Mapping[str, Any]) -> Record:
     content = bytes.fromhex(row["content"]) if row["content"] else None
     return Record(row["id"], np.asarray(row["vector"], np.float32), row["label"] or None, row["metadata"], content)
-
-
-def _slices(items: Sequence[Item], sizes: Sequence[int], limit: int) -> Iterator[list[Item]]:
-    """At most SLICE_ROWS and `limit` bytes at a time; one that is larger goes alone."""
-    some: list[Item] = []
-    total = 0
-    for item, size in zip(items, sizes, strict=True):
-        if some and (len(some) == SLICE_ROWS or total + size > limit):
-            yield some
-            some, total = [], 0
-        some.append(item)
-        total += size
-    if some:
-        yield some

@@ -8,7 +8,6 @@ last seq it has seen learns everything since from one range of an index.
 import os
 import secrets
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from index import schema
 from index.errors import GalleryCorrupt, GalleryReadOnly
 from index.filters import Filter
+from index.follower import Follower
 from index.incoming import checked
 from index.seal import row_checksum, sealed
 from index.selection import where_clause
@@ -26,16 +26,13 @@ from index.sqlite import (
     FORBIDDEN,
     LOCK_NAME,
     WAY_OUT,
-    Reader,
     Readers,
-    Stamp,
     WriteLock,
     connect,
     connect_read_only,
     immediate,
     make_folder,
     named_errors,
-    nobody_writes,
     of_os_error,
     reading,
 )
@@ -44,7 +41,6 @@ FILE_NAME = "gallery.sqlite"
 # Little-endian whatever the machine, so that a gallery can be copied between machines.
 STORED_DTYPE = np.dtype("<f4")
 MAX_VARIABLES = 500  # of one statement
-TICK_NS = 100_000_000  # more than between two ticks of a file system's clock: later writes have another time
 
 _COLUMNS = "rows.key, seq, id, vector, label, metadata, content, removed, checksum"
 _SELECT = f"SELECT {_COLUMNS} FROM rows LEFT JOIN vectors ON vectors.key = rows.key"
@@ -91,9 +87,7 @@ class Store:
         self._writer = writer
         self._lock = None if writer is None else WriteLock(file.with_name(LOCK_NAME), busy_timeout_s)
         self._readers = Readers(file, busy_timeout_s)
-        self._reader = Reader.open(file, busy_timeout_s)
-        self._settled: Stamp | None = None  # when all that was written was published
-        self._version = (0, 0)
+        self._follower = Follower(file, busy_timeout_s)
 
     @classmethod
     def open(
@@ -263,41 +257,18 @@ class Store:
     def consistent(self) -> Iterator[None]:
         """Within it, `data_version`, `changes` and `keys_matching_now` see the file as of one moment."""
         self.data_version()  # renews the connection where that is due
-        with named_errors(self.file, self._busy_timeout_s), reading(self._follower):
-            self._follower.execute("SELECT 1 FROM rows LIMIT 1").fetchone()  # from here on
+        with named_errors(self.file, self._busy_timeout_s), reading(self._follower.connection):
+            self._follower.connection.execute("SELECT 1 FROM rows LIMIT 1").fetchone()  # from here on
             yield
 
     def data_version(self) -> tuple[int, int]:
-        """Another value after any commit to the file, by whichever process.
-
-        SQLite says so in 5 µs, which are 50 between two searches that have emptied the caches. Files that are as they
-        were when SQLite was last asked, with nobody writing, spare the question.
-        """
-        path = str(self.file)
-        stamp = Stamp.of(path)
-        if stamp == self._settled:
-            return self._version
-        if self._follower.in_transaction:
-            return self._asked()
-        if self._reader.outdated(path):
-            self._follower.close()
-            self._reader = Reader.open(self.file, self._busy_timeout_s)
-            self._version = (self._version[0] + 1, 0)
-        self._settled = None
-        if time.time_ns() - max(stamp.file_ns, stamp.log_ns) < TICK_NS:
-            return self._asked()
-        # A commit writes to the log first and is published after that: compare only where none is in between.
-        with nobody_writes(self.file.with_name(LOCK_NAME)) as sure:
-            stamp = Stamp.of(path)
-            version = self._asked()
-            if sure and time.time_ns() - max(stamp.file_ns, stamp.log_ns) > TICK_NS:
-                self._settled = stamp
-        return version
+        """Another value after any commit to the file, by whichever process."""
+        return self._follower.data_version()
 
     def changes(self, seq: int) -> Iterator[Row]:
         """Yield every row and tombstone changed after `seq`, oldest change first, each checksum verified."""
         with named_errors(self.file, self._busy_timeout_s):
-            yield from self._changes(self._follower, seq)
+            yield from self._changes(self._follower.connection, seq)
 
     def changes_aside(self, seq: int) -> Iterator[Row]:
         """`changes` for any thread, on a connection of its own."""
@@ -312,7 +283,7 @@ class Store:
     def keys_matching_now(self, where: Filter) -> Matching:
         """`keys_matching` on the connection of the followed changes."""
         with named_errors(self.file, self._busy_timeout_s):
-            return _matching(self._follower, where)
+            return _matching(self._follower.connection, where)
 
     def close(self) -> None:
         """Close all connections, after a write in progress. The last one to close tidies the log into the file."""
@@ -341,16 +312,6 @@ class Store:
             immediate(self._writer),
         ):
             yield self._writer, _last_seq(self._writer)
-
-    @property
-    def _follower(self) -> sqlite3.Connection:
-        return self._reader.connection
-
-    def _asked(self) -> tuple[int, int]:
-        with named_errors(self.file, self._busy_timeout_s):
-            (number,) = self._follower.execute("PRAGMA data_version").fetchone()
-        self._version = (self._version[0], int(number))
-        return self._version
 
     def _changes(self, connection: sqlite3.Connection, seq: int) -> Iterator[Row]:
         cursor = connection.execute(f"{_SELECT} WHERE seq > ? ORDER BY seq", (seq,))

@@ -27,6 +27,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from encoder.cores import cores
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from images.sources import decoded, open_source
@@ -54,7 +55,7 @@ class Settings:
     work: Path = Path("var/bench-index")
     model_store: Path = Path("model_store")
     engines: tuple[str, ...] = (GALLERY, *ENGINES)
-    threads: int = 2  # of builds
+    threads: int = 2  # of builds, and cores that they keep to
     out: Path = Path("var/bench-index.json")
 
     @classmethod
@@ -66,7 +67,9 @@ class Settings:
         add("--work", type=Path, default=cls.work, help="where vectors and indexes are kept" + shown)
         add("--model-store", type=Path, default=cls.model_store, help="where the model lies" + shown)
         add("--engines", nargs="+", choices=cls.engines, default=cls.engines, help="which (default: all)")
-        add("--threads", type=at_least_one, default=cls.threads, help="of a build" + shown)
+        add(
+            "--threads", type=at_least_one, default=cls.threads, help="of a build, and cores that it keeps to" + shown
+        )
         add("--out", type=Path, default=cls.out, help="where the JSON goes" + shown)
         add("--child", help=argparse.SUPPRESS)  # the one engine and set that a process of its own measures
         chosen = vars(parser.parse_args(argv))
@@ -187,7 +190,7 @@ def _measured(settings: Settings, engine: str, which: str) -> dict[str, Any]:
     file = work / f"{which}-{engine.replace(' ', '-')}.index"
     timing = file.with_suffix(".json")
     if not timing.exists():
-        _alone("build_one", engine, which, str(work), settings.threads)
+        _alone(settings.threads, "build_one", engine, which, str(work), settings.threads)
     before = _memory_mb()
     started = time.perf_counter()
     search = chosen.load(file, rows, K)
@@ -198,7 +201,7 @@ def _measured(settings: Settings, engine: str, which: str) -> dict[str, Any]:
         for effort in chosen.efforts
     ]
     return {
-        "build_s": json.loads(timing.read_text())["build_s"],
+        **json.loads(timing.read_text()),
         "start_s": start_s,
         "bytes_a_vector": file.stat().st_size / len(rows),
         "memory_mb": _memory_mb() - before,
@@ -225,7 +228,7 @@ def _measured_gallery(settings: Settings, which: str, queries: np.ndarray, true:
     rows = _rows(settings.work, which)
     notes = folder / "bench.json"
     if not notes.exists():
-        _alone("fill_gallery", which, str(settings.work), str(settings.model_store))
+        _alone(settings.threads, "fill_gallery", which, str(settings.work), str(settings.model_store))
     before = _memory_mb()
     started = time.perf_counter()
     gallery = Gallery.open(folder, manifest.model_digest, manifest.dimension)
@@ -272,9 +275,13 @@ def _measured_gallery(settings: Settings, which: str, queries: np.ndarray, true:
     }
 
 
-def _alone(function: str, *arguments: object) -> None:
-    """Call a function of this file in a process of its own: what it leaves in memory is not what serving takes."""
-    code = f"from load_tests import bench_index; bench_index.{function}(*{arguments!r})"
+def _alone(threads: int, function: str, *arguments: object) -> None:
+    """Call a function of this file in a process of its own: what it leaves in memory is not what serving takes.
+
+    It keeps to `threads` cores, from before it imports what counts them.
+    """
+    keep = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])"
+    code = f"{keep}; from load_tests import bench_index; bench_index.{function}(*{arguments!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -297,7 +304,12 @@ def fill_gallery(which: str, work: str, model_store: str) -> None:
     with _watched() as memory:
         gallery.rebuild()
     gallery.close()
-    notes = {"durable_adds_a_second": len(rows) / add_s, "build_s": build_s, "memory_rebuilding_mb": max(memory)}
+    notes = {
+        "durable_adds_a_second": len(rows) / add_s,
+        "build_s": build_s,
+        "threads": cores(),  # a build takes all that this process may use
+        "memory_rebuilding_mb": max(memory),
+    }
     (folder / "bench.json").write_text(json.dumps(notes))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoder.cores import cores
 from encoder.manifest import Manifest
 from index.vectors import unit_rows
 from load_tests import bench_index
@@ -60,11 +61,31 @@ def test_a_small_gallery_is_filled_built_and_measured(
     np.save(work / "real-rows.npy", rows[100:])
     np.save(work / "real-queries.npy", rows[:100])
     np.save(work / "real-truth.npy", np.argsort(-(rows[:100] @ rows[100:].T), axis=1)[:, :10])
-    monkeypatch.setattr(bench_index, "_alone", lambda function, *given: getattr(bench_index, function)(*given))
+    monkeypatch.setattr(
+        bench_index, "_alone", lambda threads, function, *given: getattr(bench_index, function)(*given)
+    )
     settings = ["--work", str(work), "--model-store", str(tmp_path / "model_store")]
     assert bench_index.main([*settings, "--child", "gallery@real"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["factory"] == "Flat" and found["layer_ratio"] is None  # so small a gallery has no base
     assert found["usual"]["recall"] == 1.0 and found["recall_on_the_spot"]["value"] == 1.0
-    assert found["durable_adds_a_second"] > 0
+    assert found["durable_adds_a_second"] > 0 and found["threads"] == cores()
     assert Settings().rows == 1_000_000
+
+
+def test_a_gallery_is_filled_and_built_on_the_cores_that_it_is_given_and_no_more(tmp_path: Path) -> None:
+    manifest: Manifest = write_tiny_encoder(tmp_path / "model_store")
+    rows = unit_rows(np.random.default_rng(0).standard_normal((20, manifest.dimension)), manifest.dimension)
+    np.save(tmp_path / "real-rows.npy", rows)
+    before = cores()
+    bench_index._alone(1, "fill_gallery", "real", str(tmp_path), str(tmp_path / "model_store"))
+    assert json.loads((tmp_path / "real-gallery" / "bench.json").read_text())["threads"] == 1
+    assert cores() == before
+
+
+def test_an_engine_is_built_alone_and_its_file_says_how(tmp_path: Path) -> None:
+    np.save(tmp_path / "real-rows.npy", unit_rows(np.random.default_rng(0).standard_normal((20, 16)), 16))
+    bench_index._alone(1, "build_one", "Flat", "real", str(tmp_path), 1)
+    built = json.loads((tmp_path / "real-Flat.json").read_text())
+    assert built.keys() == {"build_s", "threads"} and built["threads"] == 1
+    assert (tmp_path / "real-Flat.index").stat().st_size > 20 * 16 * 4

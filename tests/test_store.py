@@ -2,13 +2,12 @@
 
 import json
 import multiprocessing
-import os
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier as BarrierType
 from pathlib import Path
@@ -19,23 +18,12 @@ import pytest
 from index.errors import GalleryBusy, GalleryCorrupt, GalleryError, GalleryReadOnly, RowRefused, WrongModel
 from index.filters import Filter
 from index.seal import row_checksum
-from index.sqlite import Stamp, nobody_writes
-from index.store import FILE_NAME, MAX_VARIABLES, TICK_NS, Row, Store
+from index.store import FILE_NAME, MAX_VARIABLES, Row, Store
 from index.vectors import unit_rows
 
 DIGEST = "a" * 64
 DIMENSION = 8
 REPOSITORY = Path(__file__).parents[1]
-LONG_S = 1.5 * TICK_NS / 1e9  # files that old count as settled
-WRITER = """if True:
-    import pathlib, sys, numpy
-    from index.store import Store
-    store = Store.open(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-    for line in sys.stdin:
-        store.add([line.strip()], numpy.ones((1, store.dimension)), [None])
-        print("written", flush=True)
-    store.close()
-"""
 
 
 @pytest.fixture
@@ -56,25 +44,6 @@ def live(store: Store) -> dict[str, Row]:
 def stored(rows: np.ndarray) -> np.ndarray:
     """What is on disk of them: scaled once more, which may change a last bit."""
     return unit_rows(rows, DIMENSION)
-
-
-@contextmanager
-def another_process(store: Store) -> Iterator[Callable[[str], None]]:
-    """One that has the same gallery open, and adds a row when told to; back when that is acknowledged."""
-    command = [sys.executable, "-c", WRITER, str(store.file.parent), DIGEST, str(DIMENSION)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=REPOSITORY, text=True, bufsize=1, **pipes) as process:
-
-        def add(name: str) -> None:
-            print(name, file=process.stdin)
-            assert process.stdout.readline() == "written\n"
-
-        try:
-            yield add
-            process.stdin.close()
-            assert process.wait(timeout=20) == 0
-        finally:
-            process.kill()
 
 
 def told(rows: Iterable[Row]) -> list[tuple[int, int, str, str | None]]:
@@ -220,95 +189,6 @@ def test_data_version_changes_with_any_connections_commit_and_only_then(store: S
     seen.append(store.data_version())
     assert len(set(seen)) == 5
     other.close()
-
-
-def test_a_write_of_another_process_is_noticed_right_after_the_last_one_and_when_all_has_long_settled(
-    store: Store,
-) -> None:
-    asked: list[str] = []
-    store._follower.set_trace_callback(asked.append)
-    with another_process(store) as add:
-        add("first")
-        seen = [store.data_version()]
-        for pause in (0.0, 0.0, 0.01, 0.0, LONG_S, LONG_S, 0.0, LONG_S):
-            time.sleep(pause)
-            assert [store.data_version() for _ in range(3)] == seen[-1:] * 3
-            if pause == LONG_S:
-                asked.clear()
-                assert (store.data_version(), asked) == (seen[-1], [])  # told by the files alone
-            add(f"{len(seen)}")
-            seen.append(store.data_version())
-            assert len({row.id for row in store.changes(0)}) == len(seen)
-    assert len(set(seen)) == len(seen) == 9
-
-
-def test_a_write_over_the_beginning_of_a_log_of_the_same_size_is_noticed(store: Store) -> None:
-    log = store.file.with_name(f"{FILE_NAME}-wal")
-    with another_process(store) as add:
-        add("first")
-        for turn in range(3):
-            store._writer.execute("PRAGMA wal_checkpoint")  # the next write begins the log anew, in place
-            size = log.stat().st_size
-            time.sleep(LONG_S)
-            before = store.data_version()
-            add(f"{turn % 2}")
-            if turn == 2:
-                assert log.stat().st_size == size
-            assert store.data_version() != before
-
-
-def test_nothing_counts_as_settled_while_a_writer_holds_the_lock(store: Store) -> None:
-    """It may have written to the log what it has yet to publish, and that would not change the files again."""
-    other = Store.open(store.file.parent, DIGEST, DIMENSION)
-    store.add(["a"], vectors(1), [None])
-    asked: list[str] = []
-    store._follower.set_trace_callback(asked.append)
-    time.sleep(LONG_S)
-    with other._lock.held():
-        versions = [store.data_version() for _ in range(3)]
-    assert len(asked) == 3
-    versions += [store.data_version() for _ in range(3)]
-    assert len(asked) == 4  # once more, and then the files are enough
-    assert len(set(versions)) == 1
-    other.close()
-
-
-def test_two_writes_that_the_clock_of_the_file_system_cannot_tell_apart_are_both_noticed(store: Store) -> None:
-    """Its clock stands between two ticks: a write in place, of the same size, may leave the times as they were."""
-    path, other = str(store.file), Store.open(store.file.parent, DIGEST, DIMENSION)
-    moment = time.time_ns() + 10**10  # the last tick was not long ago, however slow this machine is now
-    seen, stamps = [], []
-    for _ in range(4):
-        other._writer.execute("PRAGMA wal_checkpoint")
-        other.add(["a"], vectors(1), [None])
-        for written in (path, f"{path}-wal"):
-            os.utime(written, ns=(moment, moment))
-        stamps.append(Stamp.of(path))
-        seen.append(store.data_version())
-    assert len(set(stamps[1:])) == 1  # the first one made the log
-    assert len(set(seen)) == 4
-    other.close()
-
-
-def test_a_write_just_before_the_lock_is_asked_keeps_the_files_from_counting_as_settled(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def after_a_write(lock_file: Path) -> Iterator[bool]:
-        moment = time.time_ns() + 10**10
-        os.utime(store.file, ns=(moment, moment))
-        with nobody_writes(lock_file) as sure:
-            yield sure
-
-    store.add(["a"], vectors(1), [None])
-    time.sleep(LONG_S)
-    with monkeypatch.context() as patched:
-        patched.setattr("index.store.nobody_writes", after_a_write)
-        store.data_version()
-    asked: list[str] = []
-    store._follower.set_trace_callback(asked.append)
-    store.data_version()
-    assert len(asked) == 1
 
 
 def test_within_consistent_nothing_moves(store: Store) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from encoder.cores import cores
 from training.data import Chunk, Pixels, Pool, say
 from training.distributed import neighbors, rank, world
 
@@ -154,6 +155,5 @@ def workers(batch: int) -> int:
     """Processes to read batches of so many bytes: no more than there are cores, and than shared memory has room for,
     of which a container may have little; with 0 the training process reads by itself."""
     shared = Path("/dev/shm")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = shutil.disk_usage(shared).free if shared.is_dir() else AHEAD * batch * WORKERS
-    return min(WORKERS, cores // neighbors(), room // neighbors() // (AHEAD * batch))
+    return min(WORKERS, cores() // neighbors(), room // neighbors() // (AHEAD * batch))
