@@ -56,7 +56,7 @@ class _Job(NamedTuple):
     gone: Callable[[], bool]
     size: int
     cost_s: float
-    came: float  # monotonic
+    until: float  # monotonic: when its wait has been too long; never for one that found a worker idle
 
 
 class Costs:
@@ -136,13 +136,15 @@ class Admission:
         size: bytes that were sent, by which its duration is guessed. gone: asked when a worker is free for it;
         where it says so the work is not done, and the future raises `Abandoned`.
         """
-        if self._under_way >= self.threads and (
+        idle = self._under_way < self.threads
+        if not idle and (
             # Only the event loop's thread puts, so nothing can slip in between this test and the put.
             self._jobs.qsize() >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
         ):
             raise QueueFull(self._jobs.qsize(), self.wait_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        job = _Job(work, future, gone, size, self._costs.expected_s(size), monotonic())
+        until = math.inf if idle else monotonic() + self.max_wait_s * LATEST
+        job = _Job(work, future, gone, size, self._costs.expected_s(size), until)
         self._under_way += 1
         self._pending_s += job.cost_s
         self._jobs.put(job)
@@ -169,7 +171,7 @@ class Admission:
         seconds: float | None = None
         if job.future.cancelled() or job.gone():
             error = Abandoned()
-        elif monotonic() - job.came > self.max_wait_s * LATEST:  # what stood before it took longer than expected
+        elif monotonic() > job.until:  # what stood before it took longer than expected
             error = QueueFull(self._jobs.qsize(), self.wait_s)
         else:
             started = perf_counter()

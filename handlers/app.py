@@ -10,23 +10,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from handlers import index_routes, oip_rest, openai, pages
+from handlers.about import about, request_id
 from handlers.bulk import bulk
 from handlers.exchange import (
     Front,
     Message,
     Receive,
-    Reply,
     Route,
     Scope,
     Send,
-    about,
     exchange,
     internal_error,
-    plain_error,
-    request_id,
     retry_after,
-    send_reply,
+    turn_away,
 )
+from handlers.exchange import Request as Exchanged
 from handlers.index_routes import BULK
 from handlers.metrics import count_of
 from handlers.models import Served
@@ -84,14 +82,15 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
         with front.under_way.one():
             scope = _of_model(scope)
             if front.access.protect_reads and not _is_open(scope):
+                headers = dict(scope["headers"])
                 try:
-                    front.access.check_read(dict(scope["headers"]))
+                    front.access.check_read(headers)
                 except RequestError as error:
-                    await send_reply(receive, send, Reply(plain_error(error), status=error.status), unread=True)
+                    await turn_away(front, Exchanged(scope, headers, request_id(headers)), error, receive, send)
                     return
             route = _route_for(scope)
             if route is None:
-                await documented(scope, receive, _with_headers(scope, send))
+                await documented(scope, receive, _noting(front, scope, send))
             elif isinstance(route, Route):
                 await exchange(front, route, scope, receive, send)
             else:
@@ -132,14 +131,17 @@ def _route_for(scope: Scope) -> Route | Stream | None:
     )
 
 
-def _with_headers(scope: Scope, send: Send) -> Send:
-    """A `send` that adds the headers that every answer carries."""
-    started, id = perf_counter(), request_id(dict(scope["headers"]))
-    scope["akin.request"] = id
+def _noting(front: Front, scope: Scope, send: Send) -> Send:
+    """A `send` that adds the headers that every answer carries, and tells the log."""
+    headers = dict(scope["headers"])
+    request = Exchanged(scope, headers, request_id(headers))
+    scope["akin.request"] = request.id
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *about(id, perf_counter() - started, {})]
+            seconds = perf_counter() - request.began
+            message["headers"] = [*message.get("headers", []), *about(request.id, seconds, {})]
+            front.note(request, message["status"], seconds)
         await send(message)
 
     return sending

@@ -12,10 +12,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from tempfile import SpooledTemporaryFile
+from time import perf_counter
 from typing import TypeVar
 
+from handlers.about import about, request_id
 from handlers.admission import Admission, QueueFull
 from handlers.exchange import (
+    CLIENT_GONE,
     ClientGone,
     Front,
     Receive,
@@ -27,9 +30,7 @@ from handlers.exchange import (
     internal_error,
     media_type,
     next_chunk,
-    refusal,
-    request_id,
-    send_reply,
+    turn_away,
 )
 from handlers.framing import Entry, Framing, Lines, StreamBroken, Tar
 from handlers.rows import Committed, Delete, Put, Refused, commit, prepare
@@ -58,9 +59,10 @@ async def bulk(front: Front, scope: Scope, receive: Receive, send: Send) -> None
     try:
         service, framing = _begin(front, request)
     except Exception as error:
-        await send_reply(receive, send, refusal(front, request, error), unread=True)
+        await turn_away(front, request, error, receive, send)
         return
-    outbox = Outbox(send)
+    outbox = Outbox(send, request)
+    status = 200
     delivery = asyncio.create_task(outbox.deliver())
     intake = _Intake(receive, framing)
     try:
@@ -71,8 +73,10 @@ async def bulk(front: Front, scope: Scope, receive: Receive, send: Send) -> None
             await drain(receive)
         await send({"type": "http.response.body"})
     except ClientGone:
-        pass
+        front.metrics.reject("client gone")
+        status = CLIENT_GONE
     finally:
+        front.note(request, status, perf_counter() - request.began)
         delivery.cancel()
         outbox.discard()
 
@@ -81,8 +85,9 @@ class Outbox:
     """Lines for a client that may not read before it has sent everything: kept in memory, and beyond `SPOOL_BYTES`
     in a file without a name, so that neither side ever waits for the other."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request: Request) -> None:
         self._send = send
+        self._request = request
         self._spool = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 (closed by `discard`)
         self._written = self._sent = 0
         self._more = asyncio.Event()
@@ -108,6 +113,7 @@ class Outbox:
         """Send what is put until it is closed; the end of the body is left to the caller."""
         head = [(b"content-type", b"application/x-ndjson"), (b"connection", b"close")]
         await self._more.wait()  # the client may wait for the "100 Continue" that the first read sends
+        head += about(self._request.id, perf_counter() - self._request.began, {})
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
         while self._sent < self._written or not self._closed:
             if self._sent == self._written:

@@ -6,14 +6,12 @@ The event loop reads the body and writes the answer; what lies between is the ro
 import asyncio
 import logging
 import math
-import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from itertools import count
-from secrets import token_hex
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
+from handlers.about import HeaderList, Headers, about, request_id
 from handlers.admission import Abandoned, Admission, Pace, QueueFull
 from handlers.metrics import Metrics
 from handlers.models import Models
@@ -28,16 +26,14 @@ DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
 MAX_HELD_BYTES = 1 << 30  # of bodies that are being read or wait for a worker, all together
 REFUSALS_PER_S = 250  # for a full queue: a twentieth of what one core could send
-REQUEST_ID = re.compile(rb"[!-~]{1,64}")
+CLIENT_GONE = 499  # what the log has in place of a status, as nginx writes it
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = dict[bytes, bytes]
 Refusal = RequestError | ImageError
 Result = TypeVar("Result")
-HeaderList = tuple[tuple[bytes, bytes], ...]
 
 JSON = b"application/json"
 
@@ -67,6 +63,7 @@ class Request:
     body: bytes = b""
     timing_ms: dict[str, float] = field(default_factory=dict)  # by stage, for the Server-Timing header
     gone: Callable[[], bool] = lambda: False  # whether its client has hung up
+    began: float = field(default_factory=perf_counter)
     service: Service | None = None  # the model that worked for it
 
     @property
@@ -82,6 +79,7 @@ class Reply(NamedTuple):
     content_type: bytes = JSON
     headers: HeaderList = ()
     status: int = 200
+
 
 AccessLog = Callable[[Request, int, float], None]  # status, seconds
 
@@ -132,6 +130,11 @@ class Front:
         """What GET /metrics answers."""
         return (self.render_metrics or self.metrics.render)()
 
+    def note(self, request: Request, status: int, seconds: float) -> None:
+        """A line for the access log, where there is one."""
+        if self.access_log is not None:
+            self.access_log(request, status, seconds)
+
     def close(self) -> None:
         """End the workers, after what they do, and close what is on disk."""
         self.under_way.close()
@@ -143,7 +146,7 @@ class Front:
 
     def wedged(self) -> str | None:
         """What has stopped answering, if anything has: a reason to start the process anew."""
-        stuck = self.admission.stuck_s
+        stuck = max(self.admission.stuck_s, self.committing.stuck_s)
         if stuck <= self.stuck_after_s:
             return None
         return f"a worker has been busy with one request for {stuck:.0f} s; the limit is {self.stuck_after_s:.0f}"
@@ -177,6 +180,7 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
         reply = answer if isinstance(answer, Reply) else Reply(answer, route.content_type)
     except (ClientGone, Abandoned):
         front.metrics.reject("client gone")
+        front.note(request, CLIENT_GONE, perf_counter() - arrived)
         return
     except QueueFull as error:
         reply = refusal(front, request, error, route.error_json)
@@ -196,36 +200,16 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
     # The books are kept while the answer is on its way.
     if route.counted:
         front.metrics.answered(reply.status, request.service, seconds, request.timing_ms)
-    if front.access_log is not None:
-        front.access_log(request, reply.status, seconds)
+    front.note(request, reply.status, seconds)
 
 
-def request_id(headers: Headers) -> str:
-    """The client's own where it has sent one that a log can hold, else a new one."""
-    given = headers.get(b"x-request-id")
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given.decode()
-    return new_id()
-
-
-def new_id() -> str:
-    """A request's id: unlike that of any other request of any process."""
-    return f"{_PROCESS}-{next(_NUMBERS):x}"
-
-
-_PROCESS = token_hex(4)
-_NUMBERS = count(1)
-
-
-def about(request: str, seconds: float, timing_ms: dict[str, float]) -> HeaderList:
-    """The headers that every answer carries: Server-Timing (W3C), milliseconds by stage, and the request's id."""
-    timing = server_timing({**timing_ms, "total": seconds * 1e3})
-    return (b"server-timing", timing.encode()), (b"x-request-id", request.encode())
-
-
-def server_timing(timing_ms: Mapping[str, float]) -> str:
-    """Milliseconds by stage as the header Server-Timing has them."""
-    return ", ".join([f"{stage};dur={ms:.3f}" for stage, ms in timing_ms.items()])
+async def turn_away(front: Front, request: Request, error: Exception, receive: Receive, send: Send) -> None:
+    """Answer a request whose body nobody will read with the error."""
+    reply = refusal(front, request, error)
+    seconds = perf_counter() - request.began
+    head = (*reply.headers, *about(request.id, seconds, {}))
+    await send_reply(receive, send, reply._replace(headers=head), unread=True)
+    front.note(request, reply.status, seconds)
 
 
 async def send_reply(receive: Receive, send: Send, reply: Reply, unread: bool = False) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from handlers.exchange import Front, Headers, Request, Route, plain_error
+from handlers.about import Headers
+from handlers.exchange import Front, Request, Route, plain_error
 from handlers.inline import check_keys, parse_object, show
 from handlers.requests import id_of, is_json, query_of
 from handlers.rows import (

@@ -48,6 +48,12 @@ def access_log() -> "AccessLog | None":
     return _log if access.isEnabledFor(logging.INFO) else None
 
 
+def turned_away(request: str, client: tuple[str, int] | None, status: int, reason: str) -> None:
+    """A line for what was refused before it was a request."""
+    event = {"request": request, "client": (client or ("", 0))[0], "status": status, "reason": reason}
+    access.info("%s turned away with %d: %s", request, status, reason, extra={"event": event})
+
+
 def _log(request: "Request", status: int, seconds: float) -> None:
     scope = request.scope
     path = scope["path"].encode("utf-8", "replace").decode()[:200]

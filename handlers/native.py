@@ -98,6 +98,7 @@ def serve(settings: Settings) -> int:
             "swap": rollout.swap,
             "discard": rollout.discard,
             "ready": lambda given: {"ready": server.listening.is_set() and any(True for _ in front.models)},
+            "wedged": lambda given: {"reason": front.wedged()},
             "describe": lambda given: {"text": _describe(settings, front, port)},
             "metrics": lambda given: {"text": front.metrics.render().decode()},
         },

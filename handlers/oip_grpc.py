@@ -20,17 +20,16 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from handlers import oip_proto as messages
+from handlers.about import HeaderList, about, request_id
 from handlers.admission import QueueFull
 from handlers.exchange import (
+    CLIENT_GONE,
     MAX_HELD_BYTES,
     Front,
-    HeaderList,
     Refusal,
     Reply,
     Request,
-    about,
     refusal,
-    request_id,
 )
 from handlers.models import Models
 from handlers.oip import (
@@ -124,6 +123,7 @@ class GrpcServer:
             payload = await ANSWERS[name](front, request)
         except asyncio.CancelledError:
             front.metrics.reject("client gone")
+            front.note(request, CLIENT_GONE, perf_counter() - arrived)
             raise
         except Exception as error:
             # Not kept beyond this block: its traceback holds this frame, and so the body.
@@ -137,8 +137,7 @@ class GrpcServer:
         seconds, status = perf_counter() - arrived, 200 if reply is None else reply.status
         if name == "ModelInfer":
             front.metrics.answered(status, request.service, seconds, request.timing_ms)
-        if front.access_log is not None:
-            front.access_log(request, status, seconds)
+        front.note(request, status, seconds)
         trailer = _metadata(about(request.id, seconds, request.timing_ms))
         if reply is None:
             context.set_trailing_metadata(trailer)

@@ -11,9 +11,10 @@ from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
-from handlers.exchange import Front, HeaderList, Headers, Reply, Request, Route, plain_error
+from handlers.about import HeaderList, Headers
+from handlers.exchange import Front, Reply, Request, Route, plain_error
 from handlers.multipart import OPTION_NAMES, parse_multipart
-from handlers.service import Answer, Options, RequestError, Service, answer_json, batch_json
+from handlers.service import WITHOUT_NEIGHBORS, Answer, Options, RequestError, Service, answer_json, batch_json
 from images.decode import MAX_BYTES, ImageError
 
 PREFIX = "/predictions/"
@@ -49,8 +50,9 @@ def _work(service: Service, request: Request) -> bytes | Reply:
             " application/octet-stream, or several as multipart/form-data",
         )
     options = _options(headers, request.scope["query_string"], form_options)
-    accepted = headers.get(b"accept")
+    accepted = _first(headers[b"accept"]) if b"accept" in headers else b""
     if accepted in (FLOATS, NPY):
+        _check_binary(options, accepted)
         return _binary(service, images, request, accepted)
     if len(images) > 1:
         return batch_json(service.answer_many(images, options, request.timing_ms), options)
@@ -70,6 +72,19 @@ def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
 def _parsed(query: bytes) -> dict[str, str]:
     """By name; of a name given twice the later value. Nobody may change what this returns."""
     return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
+@lru_cache(maxsize=256)
+def _first(accept: bytes) -> bytes:
+    """The media type that a client names first, without parameters."""
+    return accept.partition(b",")[0].partition(b";")[0].strip().lower()
+
+
+def _check_binary(options: Options, content_type: bytes) -> None:
+    """Raise `RequestError` where more was asked for than has room beside the numbers."""
+    if options.k or not ("embedding" in options.fields and options.fields <= WITHOUT_NEIGHBORS):
+        kind = content_type.decode()
+        raise RequestError(400, f"{kind} holds the embedding alone; leave out k and fields, or ask for JSON")
 
 
 def _binary(service: Service, images: Sequence[bytes], request: Request, content_type: bytes) -> Reply:

@@ -28,20 +28,23 @@ LONGEST_PAUSE_S = 30.0  # before a process that keeps dying is started again
 SOUND_AFTER_S = 10.0  # of life, after which a death is not taken for a habit
 PARTING_S = 20.0  # for the drain; what is not gone then is killed
 METRICS_PATIENCE_S = 2.0
+ASK_EVERY_S = 5.0  # whether each process is well
+SILENT_S = 120.0  # after which one that does not answer is taken for wedged
 
 
 class _Child:
     """One process of the server."""
 
-    def __init__(self, number: int, command: list[str]) -> None:
+    def __init__(self, number: int, command: list[str], control: Path) -> None:
         self.number = number
         self._command = command
+        self._control = control
         self._deaths = 0
         self._not_before = 0.0
         self.start()
 
     def start(self) -> None:
-        self._began = time.monotonic()
+        self._began = self._asked = self._heard = time.monotonic()
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
 
     def watch(self) -> None:
@@ -55,6 +58,20 @@ class _Child:
             pause = min(LONGEST_PAUSE_S, 0.1 * 2**self._deaths)
             log.error("process %d ended with %d; another takes its place in %.1f s", self.number, code, pause)
             self.process, self._not_before = None, now + pause
+        elif now - self._asked >= ASK_EVERY_S and (wedged := self._wedged(now)):
+            log.error("process %d is ended: %s", self.number, wedged)
+            self.process.kill()
+
+    def _wedged(self, now: float) -> str | None:
+        """Why it should be started anew, if it should. A probe of the port would reach it one time in many."""
+        self._asked = now
+        try:
+            wedged: str | None = ask(self._control, "wedged", patience_s=1)["reason"]
+        except ControlError as error:
+            silent = now - self._heard
+            return f"{error} for {silent:.0f} s; the limit is {SILENT_S:.0f}" if silent > SILENT_S else None
+        self._heard = now
+        return wedged
 
     def end(self, deadline: float) -> None:
         """After SIGTERM was sent."""
@@ -81,8 +98,9 @@ def supervise(settings: "Settings", reserved: socket.socket) -> int:
             # The first alone: it seeds or fills the gallery that the others open.
             for number in range(1, settings.processes + 1):
                 arguments = settings.arguments(port=port, process=number)
-                children.append(_Child(number, [sys.executable, "-m", "handlers.native", *arguments]))
-                if not _ready(children[-1], path_of(port, number), stopping):
+                command, control = [sys.executable, "-m", "handlers.native", *arguments], path_of(port, number)
+                children.append(_Child(number, command, control))
+                if not _ready(children[-1], control, stopping):
                     return 0 if stopping.is_set() else 1
             print(ask(path_of(port, 1), "describe")["text"], flush=True)
             if settings.opens:

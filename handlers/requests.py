@@ -2,7 +2,8 @@
 
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from handlers.exchange import Headers, Scope, media_type
+from handlers.about import Headers
+from handlers.exchange import Scope, media_type
 from handlers.predictions import RAW_TYPES
 from handlers.service import RequestError
 

@@ -18,7 +18,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 from encoder.golden import GoldenMismatch, golden_batch
 from encoder.manifest import Manifest, ManifestError
 from encoder.session import ArtifactError, Encoder
-from handlers.exchange import server_timing
+from handlers.about import server_timing
 from handlers.service import RequestError, Service
 from handlers.torchserve.batch import answer_batch
 from handlers.torchserve.inputs import Inputs, parse_inputs

@@ -16,6 +16,7 @@ import pytest
 
 from encoder.session import Encoder
 from handlers.bulk import BATCH_ROWS, Outbox, bulk
+from handlers.exchange import Request
 from handlers.rows import MAX_ROW_BYTES
 from index.errors import GalleryFull
 from tests.index_requests import BULK, DIMENSION, NDJSON, Observed, count, errors, line, results, row, served, vector
@@ -283,7 +284,7 @@ def test_lines_beyond_the_memory_for_them_come_whole_and_in_order() -> None:
         sent.append(message.get("body", b""))
 
     async def run() -> None:
-        outbox = Outbox(send)
+        outbox = Outbox(send, Request({}, {}, "mine"))
         delivery = asyncio.create_task(outbox.deliver())
         for number in range(3000):
             outbox.put(b"%09d\n" % number * 100)

@@ -1,5 +1,6 @@
 """Good requests to `POST /predictions/NAME`, over a real socket: every way to send, every answer."""
 
+from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -8,7 +9,9 @@ import pytest
 
 from encoder.manifest import Manifest
 from encoder.session import Encoder
-from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, vector_of
+from handlers.service import Service
+from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, front_with, talk, vector_of
+from tests.tiny_encoder import write_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +104,79 @@ def test_a_hundred_images_with_one_damaged_give_ninety_nine_vectors(client: http
 def test_one_image_in_a_form_is_answered_by_itself(client: httpx.Client) -> None:
     assert client.post(PATH, files={"photo": JPEG}).json()["label"] in ("cat", "dog")
     assert_refused(client.post(PATH, files={"photo": b"noise"}), 415)
+
+
+# Numbers instead of JSON
+
+
+FLOATS, NPY = "application/octet-stream", "application/x-npy"
+
+
+def numbers(answer: httpx.Response) -> np.ndarray:
+    """What either kind holds."""
+    assert answer.status_code == 200, answer.text
+    if answer.headers["content-type"] == NPY:
+        return np.load(BytesIO(answer.content), allow_pickle=False)
+    return np.frombuffer(answer.content, "<f4")
+
+
+@pytest.mark.parametrize("accept", [FLOATS, NPY, f"{NPY}, */*;q=0.1", "Application/X-NPY;q=0.9"])
+def test_the_vector_comes_as_numbers_with_model_and_label_beside_it(
+    client: httpx.Client, vectors: dict[bytes, np.ndarray], accept: str
+) -> None:
+    answer, told = client.post(PATH, content=JPEG, headers={"accept": accept}), client.post(PATH, content=JPEG).json()
+    vector = numbers(answer)
+    assert (vector.dtype, vector.shape) == (np.float32, (16,))
+    np.testing.assert_allclose(vector, vectors[JPEG], atol=1e-6)
+    assert answer.headers["akin-model"] == told["model"] and answer.headers["akin-label"] == told["label"]
+    assert float(answer.headers["akin-confidence"]) == pytest.approx(told["confidence"], abs=1e-5)
+
+
+def test_whoever_names_json_first_gets_json(client: httpx.Client) -> None:
+    answer = client.post(PATH, content=JPEG, headers={"accept": f"application/json, {NPY}"})
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("accept", [FLOATS, NPY])
+def test_several_images_are_rows_in_their_order(
+    client: httpx.Client, vectors: dict[bytes, np.ndarray], accept: str
+) -> None:
+    files = [("image", JPEG), ("image", OTHER), ("image", JPEG)]
+    answer = client.post(PATH, files=files, headers={"accept": accept})
+    rows = numbers(answer).reshape(3, 16)
+    np.testing.assert_allclose(rows, np.stack([vectors[each] for _, each in files]), atol=1e-6)
+    assert "akin-model" in answer.headers and "akin-label" not in answer.headers
+
+
+def test_a_npy_of_several_has_a_row_an_image(client: httpx.Client) -> None:
+    answer = client.post(PATH, files=[("image", JPEG), ("image", OTHER)], headers={"accept": NPY})
+    assert numbers(answer).shape == (2, 16)
+
+
+def test_one_bad_image_among_numbers_fails_the_request_by_its_place(client: httpx.Client) -> None:
+    answer = client.post(PATH, files=[("image", JPEG), ("image", b"noise")], headers={"accept": FLOATS})
+    assert_refused(answer, 415, "image 2 of 2: ")
+
+
+@pytest.mark.parametrize("options", [{"k": 1}, {"fields": "label"}, {"fields": "embedding,neighbors"}])
+def test_what_has_no_room_beside_the_numbers_is_refused(client: httpx.Client, options: dict[str, object]) -> None:
+    for accept in (FLOATS, NPY):
+        answer = client.post(PATH, content=JPEG, params=options, headers={"accept": accept})
+        assert_refused(answer, 400, "holds the embedding alone", "leave out k and fields")
+
+
+def test_the_embedding_may_be_named_where_it_is_all_that_comes(client: httpx.Client) -> None:
+    params = {"fields": "embedding", "k": 0}
+    assert numbers(client.post(PATH, content=JPEG, params=params, headers={"accept": FLOATS})).shape == (16,)
+
+
+def test_numbers_of_a_model_without_a_probe_have_no_label(tmp_path: Path) -> None:
+    manifest = write_tiny_encoder(tmp_path, classes=())
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post(PATH, content=JPEG, headers={"accept": NPY})
+        assert numbers(answer).shape == (16,)
+        assert answer.headers["akin-model"] == manifest.model_id
+        assert "akin-label" not in answer.headers and "akin-confidence" not in answer.headers
+
+    talk(front_with(Service(Encoder.load(tmp_path))), scenario)
