@@ -170,8 +170,7 @@ def _build_pages(front: Front) -> FastAPI:
 
     @documented.get("/healthz", summary=ENDPOINTS["GET /healthz"])
     async def healthz() -> Response:
-        if wedged := front.wedged():
-            raise RequestError(503, f"{wedged}: this process should be started anew")
+        front.check_live()
         return _json(to_json({"status": "alive"}))
 
     @documented.get("/readyz", summary=ENDPOINTS["GET /readyz"])

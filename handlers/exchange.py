@@ -144,6 +144,11 @@ class Front:
         for service in self.models.clear():
             service.close()
 
+    def check_live(self) -> None:
+        """Raise `RequestError` 503 where this process should be started anew."""
+        if wedged := self.wedged():
+            raise RequestError(503, f"{wedged}: this process should be started anew")
+
     def wedged(self) -> str | None:
         """What has stopped answering, if anything has: a reason to start the process anew."""
         stuck = max(self.admission.stuck_s, self.committing.stuck_s)

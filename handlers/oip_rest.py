@@ -64,8 +64,7 @@ async def _server(front: Front, request: Request) -> bytes:
     if path == READY:
         front.service()
         return to_json({"ready": True})
-    if wedged := front.wedged():
-        raise RequestError(503, f"{wedged}: this process should be started anew")
+    front.check_live()
     return to_json({"live": True})
 
 

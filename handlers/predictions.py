@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote
 import numpy as np
 
 from handlers.about import HeaderList, Headers
-from handlers.exchange import Front, Reply, Request, Route, plain_error
+from handlers.exchange import Front, Reply, Request, Route, media_type, plain_error
 from handlers.multipart import OPTION_NAMES, parse_multipart
 from handlers.service import WITHOUT_NEIGHBORS, Answer, Options, RequestError, Service, answer_json, batch_json
 from images.decode import MAX_BYTES, ImageError
@@ -36,12 +36,11 @@ async def _answer(front: Front, request: Request) -> bytes | Reply:
 def _work(service: Service, request: Request) -> bytes | Reply:
     """In a worker thread: from the request's options and images to its answer."""
     headers = request.headers
-    content_type = headers.get(b"content-type", b"").decode("latin-1")
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = media_type(headers)
     form_options: dict[str, str] = {}
     images = [request.body]
     if kind == "multipart/form-data":
-        form = parse_multipart(request.body, content_type)
+        form = parse_multipart(request.body, headers[b"content-type"].decode("latin-1"))
         images, form_options = form.images, form.options
     elif not (kind in RAW_TYPES or kind.startswith("image/")):
         raise RequestError(
