@@ -1,18 +1,17 @@
 """A row of the table of bad inputs: the bytes of one request, what each front must answer, and how to find out."""
 
-import json
 import select
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from encoder.session import Encoder
+from tests.server import Answer, read_answer
 from tests.serving import PATH, vector_of
 
 PATIENCE_SECONDS = 30.0  # after which a test gives up on the server
@@ -41,29 +40,10 @@ class Case:
     status: int
     words: tuple[str, ...] = ()  # in the answer, on the native front and from TorchServe's handler
     torchserve: OnTorchServe = None
+    allow: str | None = None  # the header of that name
     like: bytes | None = None  # a plain picture, whose embedding the answer has
     cosine: float = 1.0  # to it, at least; 1: the same but for rounding
     drip: bytes = b""  # sent again and again, behind the request, until an answer comes
-
-
-class Answer(NamedTuple):
-    """What came back."""
-
-    status: int | None  # None: the connection was closed without an answer
-    body: bytes
-    content_type: str | None = None
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def reason(self) -> str:
-        """The text of an error in whichever protocol's form; where that repeats the status, it must be the same."""
-        body = self.json
-        assert self.content_type == "application/json"
-        assert body.get("status", self.status) == self.status
-        return body["error"]["message"] if isinstance(body["error"], dict) else body["error"]
 
 
 def http(body: bytes = b"", *headers: str, path: str = PATH, method: str = "POST") -> bytes:
@@ -107,7 +87,8 @@ def ask(port: int, request: bytes) -> Answer:
 def assert_answered(answer: Answer, case: Case, encoder: Encoder) -> None:
     """The status and the reason of the case; where all is well, the embedding of the picture that it looks like."""
     assert answer.status == case.status, answer.body[:500]
-    text = answer.body.decode() if answer.status == 200 else answer.reason
+    assert answer.headers.get("allow") == case.allow
+    text = answer.body.decode() if answer.status == 200 else reason_of(answer, case)
     for word in case.words:
         assert word in text
     if case.like is not None:
@@ -118,14 +99,14 @@ def assert_answered(answer: Answer, case: Case, encoder: Encoder) -> None:
             assert got @ expected >= case.cosine
 
 
-def read_answer(connection: socket.socket) -> Answer:
-    """The next answer on a connection."""
-    try:
-        with HTTPResponse(connection) as response:
-            response.begin()
-            return Answer(response.status, response.read(), response.headers["content-type"])
-    except (ConnectionError, HTTPException):
-        return Answer(None, b"")
+def reason_of(answer: Answer, case: Case) -> str:
+    """The text of an error, in our own form or in that of the protocol to which the path belongs."""
+    assert answer.headers["content-type"] == "application/json"
+    body, target = answer.json, case.request().split(b" ", 2)[1]
+    if not target.startswith((b"/v1/", b"/v2/")):
+        assert body["status"] == answer.status
+        assert isinstance(body["error"], str)
+    return body["error"]["message"] if isinstance(body["error"], dict) else body["error"]
 
 
 def _drip(connection: socket.socket, piece: bytes) -> None:

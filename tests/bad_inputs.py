@@ -33,7 +33,7 @@ def refused(name: str, picture: bytes | Callable[[], bytes], status: int, *words
 def taken(name: str, picture: bytes | Callable[[], bytes], like: bytes, cosine: float = 1.0) -> Case:
     """An unusual picture, and the plain one that it looks like."""
     make = picture if callable(picture) else partial(bytes, picture)
-    return Case(name, lambda: http(make()), 200, ("embedding",), SAME, like, cosine)
+    return Case(name, lambda: http(make()), 200, ("embedding",), SAME, like=like, cosine=cosine)
 
 
 def halved(format: str, **options: object) -> Case:

@@ -19,6 +19,7 @@ VECTOR = [0.5] * DIMENSION
 PICTURE = encode(scene(20, 20), "PNG")
 PHOTO = b64encode(PICTURE).decode()
 DEEP = 100_000
+TWICE = "of a key given twice the later counts"
 DIGITS = "9" * 5000
 
 
@@ -141,7 +142,7 @@ SEARCHES = (
     search("a filter with 1,001 values", {"id": "zero", "filter": {"f": [*range(1001)]}}, "1001", "1000"),
     search("a filter with a quote in its field", {"id": "zero", "filter": {"a' OR '1'='1": 1}}, "without quotes"),
     search("a filter that compares with nothing", {"id": "zero", "filter": {"year": {"near": 5}}}, "gte"),
-    search("of a key given twice the later counts", b'{"id": "zero", "k": 5, "k": 0}', "k is 0"),
+    search(TWICE, b'{"id": "zero", "k": 5, "k": 0}', "k is 0"),
 )
 
 IMAGES = tuple(
@@ -172,6 +173,7 @@ ROWS = (
     row("an unknown key", {"vector": VECTOR, "lable": "cat"}, "'lable'", "label"),
     row("a label that is no text", {"vector": VECTOR, "label": 5}, "label is 5"),
     row("an empty label", {"vector": VECTOR, "label": ""}, "label ''", "non-empty"),
+    row(TWICE, b'{"vector": %b, "label": "cat", "label": 5}' % json.dumps(VECTOR).encode(), "label is 5"),
     row("a label with a NUL", {"vector": VECTOR, "label": "a\0"}, "NUL"),
     row("a label of 1,025 bytes", {"vector": VECTOR, "label": "a" * 1025}, "1025 bytes", "1024"),
     row("metadata that is no object", {"vector": VECTOR, "metadata": [1]}, "metadata is a list", "object"),
@@ -236,6 +238,7 @@ OPENAI = (
     openai("tokens", {"model": "encoder", "input": [1, 2]}, "input[0] is 1"),
     openai("dimensions it has not", {"model": "encoder", "input": PHOTO, "dimensions": 8}, "dimensions is 8", "16"),
     openai("an unknown argument", {"model": "encoder", "input": PHOTO, "n": 2}, "'n'", "input"),
+    openai(TWICE, b'{"model": "encoder", "input": "%b", "input": 5}' % PHOTO.encode(), "input is 5"),
     openai("more commas than any request has", b"[" + b"," * 5000 + b"]", "4096 commas"),
 )
 
@@ -259,6 +262,7 @@ TENSORS = (
     infer("data elsewhere", {"parameters": {"binary_data_size": 10**12}}, "one of them"),
     infer("shared memory", {"parameters": {"shared_memory_region": "x"}}, "shared memory"),
     case("two inputs", INFER, {"inputs": [{}, {}]}, 400, "2 inputs"),
+    case(TWICE, INFER, b'{"inputs": [{}], "inputs": 5}', 400, "inputs is 5"),
     case("no inputs", INFER, {"inputs": []}, 400, "inputs is a list", "1 at least"),
     case("k past its limit", INFER, {"inputs": [{}], "parameters": {"k": 10**6}}, 400, "k is 1000000", "1000"),
     case("no JSON", INFER, b"[" * DEEP, 400, "not JSON"),

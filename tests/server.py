@@ -1,21 +1,26 @@
-"""A real server for tests: its own process on a free port, ended by its pid.
+"""A real server for tests: its own process on a free port, ended by its pid; and what tests do with any server.
 
 with running_server(model_store, folder) as server:
     httpx.post(server.url + "/predictions/encoder", content=photo)
 """
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 STARTUP_SECONDS = 60.0  # generous: the machine may be busy
+PATIENCE_SECONDS = 60.0  # so is this
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,42 @@ class Server:
         """Send SIGTERM, as a service manager does; the exit code."""
         self.process.terminate()
         return self.process.wait(timeout=30)
+
+
+class Answer(NamedTuple):
+    """What came back over a bare connection."""
+
+    status: int
+    headers: dict[str, str]  # by names in lower case
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """The next answer on a connection."""
+    with HTTPResponse(connection) as response:
+        response.begin()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, headers, response.read())
+
+
+def wait_until(condition: Callable[[], bool], told: Callable[[], object] = lambda: "in vain") -> None:
+    """Fail with what is `told` where `condition` does not become true within a minute."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.01)
+
+
+def deploy(server: Server, store: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`akin deploy` as a user runs it, in the folder of the server."""
+    command = [sys.executable, "-m", "handlers.deploy", str(store), "--port", str(server.port), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder = server.log_file.parent
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def start(

@@ -1,7 +1,6 @@
 """What the tests of the front share: a model with a seeded gallery, pictures, and how to talk to a server."""
 
 import asyncio
-import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -149,11 +148,3 @@ def connect(server: Server) -> socket.socket:
 def post_head(*headers: str) -> bytes:
     """The head of a prediction request."""
     return "\r\n".join([f"POST {PATH} HTTP/1.1", "host: akin", *headers, "", ""]).encode()
-
-
-def read_answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
-    """Status and JSON body of one response with a content-length."""
-    stream = connection.makefile("rb")
-    status = int(stream.readline().split()[1])
-    headers = dict(line.lower().rstrip().split(b": ", 1) for line in iter(stream.readline, b"\r\n"))
-    return status, json.loads(stream.read(int(headers[b"content-length"])))

@@ -255,22 +255,27 @@ def test_the_first_refusal_goes_out_at_once_and_a_storm_of_them_stands_in_line()
     assert 0.4 < delays[-1] <= 0.5
 
 
-def test_a_job_that_waited_longer_than_was_expected_is_refused_in_place_of_being_late() -> None:
-    async def scenario() -> None:
-        admission = Admission(threads=1, capacity=10, max_wait_s=0.05)
-        gate, ran = threading.Event(), threading.Event()
-        try:
-            first = admission.submit(gate.wait)  # nothing is known of it yet, so nobody behind it is refused
-            late = admission.submit(ran.set)
-            await asyncio.sleep(0.06)
-            gate.set()
-            assert await first
-            with pytest.raises(QueueFull):
-                await late
-            assert not ran.is_set()
-            assert await admission.submit(lambda: "in time") == "in time"
-        finally:
-            gate.set()
-            admission.close()
+def test_a_job_that_waited_longer_than_was_expected_is_refused_in_place_of_being_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]  # the only clock there is
+    monkeypatch.setattr("handlers.admission.monotonic", lambda: now[0])
 
-    asyncio.run(asyncio.wait_for(scenario(), timeout=20))
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        admission.max_wait_s = 0.05
+        began, ran = threading.Event(), threading.Event()
+        # Nothing is known of the first yet, so nobody behind it is refused.
+        first = admission.submit(lambda: began.set() or gate.wait())
+        await until(began.is_set)
+        late = admission.submit(ran.set)
+        now[0] += 0.04
+        in_time = admission.submit(lambda: "in time")
+        now[0] += 0.02
+        gate.set()
+        assert await first
+        with pytest.raises(QueueFull):
+            await late
+        assert not ran.is_set()
+        assert await in_time == "in time"
+
+    play(scenario, threads=1, capacity=10)

@@ -16,7 +16,8 @@ from encoder.session import Encoder
 from handlers.service import Answer, Options, RequestError, Service
 from handlers.tokens import Access
 from index.gallery import Gallery
-from tests.serving import JPEG, PATH, assert_refused, front_with, samples, talk
+from tests.server import Server, read_answer
+from tests.serving import JPEG, PATH, assert_refused, connect, front_with, samples, talk
 
 
 def test_an_unknown_page_is_refused_by_naming_those_there_are(client: httpx.Client) -> None:
@@ -34,7 +35,9 @@ def test_health_readiness_and_description(client: httpx.Client, seeded_store: Pa
     assert description["preprocess"]["size"] == 32
 
 
-def test_metrics_count_stages_statuses_and_rejects(client: httpx.Client, seeded_store: Path) -> None:
+def test_metrics_count_stages_statuses_and_rejects(
+    client: httpx.Client, server: Server, seeded_store: Path
+) -> None:
     name, _, digest = Manifest.read(seeded_store).model_id.partition("@")
     of_model = f'model="{name}",digest="{digest}",provider="CPUExecutionProvider"'
     labels = of_model.split(",")
@@ -42,6 +45,10 @@ def test_metrics_count_stages_statuses_and_rejects(client: httpx.Client, seeded_
     for _ in range(3):
         client.post(PATH, params={"k": 1}, content=JPEG)
     client.post(PATH, content=b"noise")
+    for garbage in (b"garbage\r\n\r\n", b"GET /" + b"x" * 20_000, b"garbage\r\n\r\n"):
+        with connect(server) as connection:
+            connection.sendall(garbage)
+            assert read_answer(connection).status in (400, 414)
     after = samples(client.get("/metrics").text)
 
     def grown(name: str) -> float:
@@ -52,7 +59,11 @@ def test_metrics_count_stages_statuses_and_rejects(client: httpx.Client, seeded_
         assert grown(f"akin_stage_seconds_count{{{sample}}}") == 3
     assert grown('akin_requests_total{status="200"}') == 3
     assert grown('akin_requests_total{status="415"}') == 1
-    assert not any(name.startswith("akin_rejected_total") for name in after)
+    rejected = {name: grown(name) for name in after if name.startswith("akin_rejected_total") and grown(name)}
+    assert rejected == {
+        'akin_rejected_total{reason="malformed"}': 2,
+        'akin_rejected_total{reason="headers too large"}': 1,
+    }
     assert after["akin_queue_depth"] == after["akin_jobs_in_flight"] == after["akin_queue_wait_seconds"] == 0
     assert after["akin_requests_in_flight"] == 1  # the one that asks
     assert after[f"akin_index_rows{{{','.join(sorted(labels))}}}"] == 3

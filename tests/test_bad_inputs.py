@@ -1,6 +1,9 @@
 """The table of bad inputs on the native front: each gets its status and its reason, and the server goes on."""
 
 import io
+import json
+import select
+import socket
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,7 @@ from encoder.session import Encoder
 from tests.bad_case import Case, ask, assert_answered, converse, http
 from tests.bad_http import SLOW
 from tests.bad_inputs import BOMBS, TABLE
+from tests.bad_json import BULK, EMBEDDINGS, INFER, NDJSON, ROW, SEARCH
 from tests.bad_pictures import FOREIGN, PHOTO, pillow_would_take, plain
 from tests.pictures import scene
 from tests.server import Server, running_server
@@ -62,7 +66,9 @@ def test_it_gets_its_status_and_its_reason_and_the_server_goes_on(
 ) -> None:
     server: Server = request.getfixturevalue("hasty" if case in SLOW else "patient")
     before = rows(server)
-    assert_answered(converse(server.port, case), case, encoder)
+    answer = converse(server.port, case)
+    assert_answered(answer, case, encoder)
+    assert answer.headers["x-request-id"] and "total;dur=" in answer.headers["server-timing"]
     assert server.process.poll() is None
     good = ask(server.port, http(JPEG))
     assert good.status == 200
@@ -103,6 +109,24 @@ def test_bombs_do_not_make_the_server_grow(seeded_store: Path, tmp_path: Path) -
         for answer, case in zip(clients.map(converse, repeat(server.port), BOMBS * 3), BOMBS * 3, strict=True):
             assert answer.status == case.status
         assert memory(server, "VmHWM") - before < MAX_GROWTH
+
+
+def test_nothing_is_fetched_from_a_url_that_stands_for_an_image(patient: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/photo.jpg"
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [url]}
+        for method, path, kind, given in (
+            ("POST", SEARCH, "application/json", {"image": url}),
+            ("PUT", ROW, "application/json", {"image": url}),
+            ("POST", BULK, NDJSON, {"id": "a", "image": url}),
+            ("POST", EMBEDDINGS, "application/json", {"model": "encoder", "input": url}),
+            ("POST", INFER, "application/json", {"inputs": [tensor]}),
+        ):
+            request = http(json.dumps(given).encode(), f"content-type: {kind}", path=path, method=method)
+            assert b"this server fetches none" in ask(patient.port, request).body, path
+        assert not select.select([listener], [], [], 0.2)[0]
+        with socket.create_connection(listener.getsockname()):  # which the listener would have seen
+            assert select.select([listener], [], [], 10)[0]
 
 
 def test_an_id_that_climbs_is_an_id_and_no_path(patient: Server) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from encoder.batching import BatchFailed, Batching
 from encoder.session import Embedded, Encoder
+from tests.server import wait_until
 from tests.tiny_encoder import write_tiny_encoder
 
 SIZE = 8
@@ -68,7 +69,13 @@ class Bench:
         """Embed images of these values, without saying before that they come."""
         before = len(self.batching._waiting)
         future = self.callers.submit(self.batching.embed, images(*values))
-        wait_for(lambda: len(self.batching._waiting) > before or future.done() or not self.device.begun.empty())
+        wait_until(lambda: len(self.batching._waiting) > before or future.done() or not self.device.begun.empty())
+        return future
+
+    def busy(self) -> "Future[Embedded]":
+        """A call for an image of value 1, with which the device is busy from now on."""
+        future = self.call(1)
+        assert self.begun() == [1]
         return future
 
     def begun(self) -> list[int]:
@@ -108,15 +115,6 @@ def values_of(future: "Future[Embedded]") -> list[float]:
     return vectors[:, 0].tolist()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    turn = threading.Event()
-    for _ in range(PATIENCE_S * 1000):
-        if condition():
-            return
-        turn.wait(0.001)
-    raise AssertionError("waited in vain")
-
-
 def test_it_has_the_face_of_the_encoder_it_wraps(opened: Callable[..., Bench], tmp_path: Path) -> None:
     batching = opened().batching
     assert batching.manifest.model == "tiny" and batching.artifact.file == "encoder.int8.onnx"
@@ -139,8 +137,7 @@ def test_a_lone_request_runs_at_once_whatever_the_deadline(opened: Callable[...,
 
 def test_what_comes_while_the_device_is_busy_runs_together_in_its_order(opened: Callable[..., Bench]) -> None:
     bench = opened()
-    first = bench.call(1)
-    assert bench.begun() == [1]
+    first = bench.busy()
     others = [bench.call(2), bench.call(3, 4), bench.call(5)]
     bench.end_run()
     assert bench.begun() == [2, 3, 4, 5]
@@ -150,8 +147,7 @@ def test_what_comes_while_the_device_is_busy_runs_together_in_its_order(opened: 
 
 def test_a_run_of_an_odd_number_is_filled_up_and_nobody_gets_the_filling(opened: Callable[..., Bench]) -> None:
     bench = opened()
-    first = bench.call(1)
-    bench.begun()
+    first = bench.busy()
     others = [bench.call(value) for value in (2, 3, 4)]
     bench.end_run()
     assert [len(bench.begun()), bench.device.runs[-1][:3]] == [4, [2, 3, 4]]
@@ -161,8 +157,7 @@ def test_a_run_of_an_odd_number_is_filled_up_and_nobody_gets_the_filling(opened:
 
 def test_no_run_takes_more_than_it_may_and_large_batches_come_back_whole(opened: Callable[..., Bench]) -> None:
     bench = opened(max_batch=4)
-    first = bench.call(1)
-    assert bench.begun() == [1]
+    first = bench.busy()
     large, small = bench.call(*range(20, 26)), bench.call(40)
     bench.end_run()
     assert bench.begun() == [20, 21, 22, 23]
@@ -185,7 +180,7 @@ def test_a_run_is_held_for_one_who_is_coming_and_begins_when_he_has_come(opened:
     late = bench.callers.submit(decode_and_embed)
     assert announced.wait(PATIENCE_S)
     early = bench.callers.submit(in_coming, bench.batching, images(1))
-    wait_for(lambda: len(bench.batching._waiting) == 1)
+    wait_until(lambda: len(bench.batching._waiting) == 1)
     assert bench.device.begun.empty()
     decoded.set()
     assert sorted(bench.begun()) == [1, 2]
@@ -206,7 +201,7 @@ def test_one_who_was_coming_and_gives_up_holds_nobody_any_more(opened: Callable[
     bench = opened()
     with pytest.raises(KeyError), bench.batching.coming(), bench.batching.coming():
         call = bench.callers.submit(bench.batching.embed, images(1))
-        wait_for(lambda: len(bench.batching._waiting) == 1)
+        wait_until(lambda: len(bench.batching._waiting) == 1)
         assert bench.device.begun.empty()
         raise KeyError("an image that cannot be read")
     assert bench.begun() == [1]
@@ -225,8 +220,7 @@ def test_beyond_the_deadline_a_run_begins_without_those_who_are_coming(opened: C
 
 def test_time_spent_behind_a_busy_device_counts_for_the_deadline(opened: Callable[..., Bench]) -> None:
     bench = opened()
-    first = bench.call(1)
-    bench.begun()
+    first = bench.busy()
     with bench.batching.coming(), bench.batching.coming(), bench.batching.coming():
         second = bench.call(2)
         bench.batching._waiting[0].came -= LONG_MS / 1e3
@@ -238,8 +232,7 @@ def test_time_spent_behind_a_busy_device_counts_for_the_deadline(opened: Callabl
 
 def test_a_failure_reaches_its_own_run_alone(opened: Callable[..., Bench]) -> None:
     bench = opened(max_batch=2)
-    before = bench.call(1)
-    bench.begun()
+    before = bench.busy()
     beside, failing, after = bench.call(2), bench.call(13, 14, 15), bench.call(3)
     for _ in range(3):
         bench.end_run()
@@ -261,7 +254,7 @@ def test_a_failed_request_is_freed_without_the_garbage_collector(opened: Callabl
         with pytest.raises(BatchFailed):
             bench.batching.embed(pixels)
         del pixels
-        wait_for(lambda: gone() is None)
+        wait_until(lambda: gone() is None)
     finally:
         gc.enable()
 
@@ -275,12 +268,11 @@ def test_a_wrong_batch_is_refused_before_it_meets_others(opened: Callable[..., B
 
 def test_closing_runs_what_was_handed_in_and_takes_no_more(opened: Callable[..., Bench]) -> None:
     bench = opened(max_batch=2)
-    calls = [bench.call(1)]
-    bench.begun()
+    calls = [bench.busy()]
     with bench.batching.coming():  # for whom it does not wait
         calls += [bench.call(2), bench.call(3), bench.call(4)]
         closing = bench.callers.submit(bench.batching.close, PATIENCE_S)
-        wait_for(lambda: bench.batching._closed)
+        wait_until(lambda: bench.batching._closed)
         with pytest.raises(RuntimeError, match="the encoder is closed"):
             bench.batching.embed(images(9))
         bench.device.may_end.release(3)
@@ -292,8 +284,7 @@ def test_closing_runs_what_was_handed_in_and_takes_no_more(opened: Callable[...,
 
 def test_closing_leaves_a_device_that_is_stuck_behind(opened: Callable[..., Bench]) -> None:
     bench = opened()
-    bench.call(1)
-    bench.begun()
+    bench.busy()
     bench.batching.close(patience_s=0.01)
     assert bench.batching._thread.is_alive()
 

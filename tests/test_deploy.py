@@ -17,7 +17,7 @@ import pytest
 from encoder.manifest import Manifest
 from handlers.control import paths_of
 from tests.pictures import encode, scene
-from tests.server import ROOT, Server, running_server
+from tests.server import ROOT, Server, deploy, running_server
 from tests.serving import JPEG, PATH, assert_refused
 from tests.tiny_encoder import write_tiny_encoder
 
@@ -34,14 +34,6 @@ def newer_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(store: Path, folder: Path, *arguments: str) -> Iterator[tuple[Server, httpx.Client]]:
     with running_server(store, folder, arguments) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         yield server, client
-
-
-def deploy(server: Server, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`akin deploy` as a user runs it, in the folder of the server."""
-    command = [sys.executable, "-m", "handlers.deploy", str(store), "--port", str(server.port), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder = server.log_file.parent
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def version_in(store: Path) -> str:

@@ -266,15 +266,40 @@ def test_a_real_environment_runs_akin_from_any_folder(checkout: Checkout, tmp_pa
     assert done.stdout.startswith("usage: akin VERB")
 
 
-def test_serve_hands_the_folder_of_images_to_akin(checkout: Checkout) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "handed"),
+    [
+        (["serve"], "[serve][--port][8080]"),
+        (["serve", "IMAGES=My Pictures", "PORT=1"], "[serve][--port][1][--images][My Pictures]"),
+        (["serve", "GRPC_PORT=8001"], "[serve][--port][8080][--grpc-port][8001]"),
+        (["serve", "PROVIDER=OpenVINO"], "[serve][--port][8080][--require-provider][OpenVINO]"),
+        (["serve", "PROCESSES=4"], "[serve][--port][8080][--processes][4]"),
+        (["deploy", "STORE=my model"], "[deploy][my model][--port][8080]"),
+        (["deploy", "STORE=new", "PORT=1", "ARGS=--keep --as b"], "[deploy][new][--port][1][--keep][--as][b]"),
+        (["index", "IMAGES=My Pictures"], "[index][add][My Pictures]"),
+        (["index", "IMAGES=~/Pictures", "ARGS=--thumbnails"], "[index][add][/home/me/Pictures][--thumbnails]"),
+    ],
+)
+def test_what_is_named_is_handed_to_akin(checkout: Checkout, arguments: list[str], handed: str) -> None:
     checkout.add_python("python3", "3.11")
     checkout.make("setup")
-    (checkout.folder / "My Pictures").mkdir()
     akin = checkout.folder / ".venv/bin/akin"
     akin.write_text('#!/bin/sh\nfor argument; do printf "[%s]" "$argument"; done\necho\n')
-    own = checkout.make("serve", "IMAGES=My Pictures", "PORT=1").output
-    assert own == "[serve][--port][1][--images][My Pictures]\n"
-    assert checkout.make("serve").output == "[serve][--port][8080]\n"
+    assert checkout.make(*arguments, HOME="/home/me").output == f"{handed}\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("deploy", "make deploy needs STORE=, the folder of a model"),
+        ("index", "make index needs IMAGES=folder"),
+    ],
+)
+def test_a_target_that_is_told_too_little_says_what_it_needs(checkout: Checkout, target: str, reason: str) -> None:
+    checkout.add_python("python3", "3.11")
+    checkout.make("setup")
+    made = checkout.make(target)
+    assert made.exit_code != 0 and reason in made.output
 
 
 def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(checkout: Checkout) -> None:

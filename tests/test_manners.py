@@ -1,7 +1,6 @@
 """Manners of a real server under load: who has left is not served, who comes too many is told when to come again."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import httpx
@@ -11,7 +10,7 @@ from PIL import Image
 from encoder.session import Encoder
 from handlers.service import Service
 from tests.pictures import encode
-from tests.server import Server, running_server
+from tests.server import Server, running_server, wait_until
 from tests.serving import JPEG, PATH, assert_refused, connect, front_with, post_head, samples, talk
 
 LARGE = encode(Image.new("RGB", (5000, 5000), "teal"), "PNG")  # 75 KB, and a quarter of a second of decoding
@@ -23,10 +22,7 @@ def metrics(server: Server) -> dict[str, float]:
 
 
 def until(server: Server, name: str, value: float) -> None:
-    deadline = time.monotonic() + 30
-    while metrics(server).get(name, 0) < value:
-        assert time.monotonic() < deadline, metrics(server)
-        time.sleep(0.02)
+    wait_until(lambda: metrics(server).get(name, 0) >= value, lambda: metrics(server))
 
 
 def test_a_request_whose_client_has_left_while_it_waited_is_not_computed(seeded_store: Path, tmp_path: Path) -> None:

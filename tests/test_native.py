@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,8 +19,8 @@ from encoder.session import Encoder
 from handlers.native import Settings
 from index.gallery import Gallery
 from tests.pictures import encode, scene
-from tests.server import ROOT, running_server, start
-from tests.serving import JPEG, OTHER, PATH, connect, read_answer, vector_of
+from tests.server import ROOT, read_answer, running_server, start
+from tests.serving import JPEG, OTHER, PATH, connect, vector_of
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -34,7 +35,7 @@ def test_a_signal_lets_the_request_under_way_finish_and_exits_with_zero(
         assert connection.recv(100).startswith(b"HTTP/1.1 100")  # it is under way
         server.process.send_signal(number)
         connection.sendall(JPEG)
-        assert read_answer(connection)[0] == 200
+        assert read_answer(connection).status == 200
         assert server.process.wait(timeout=30) == 0
         assert "Traceback" not in server.log
         with pytest.raises(ConnectionRefusedError):
@@ -65,6 +66,26 @@ def test_another_process_adds_a_row_and_the_next_search_finds_it(seeded_store: P
             gallery.add(["new"], vector_of(encoder, JPEG)[None], ["dog"])
         found = httpx.post(server.url + PATH, params={"k": 1}, content=JPEG).json()["neighbors"]
         assert found[0]["id"] == "new" and found[0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_what_akin_index_adds_to_a_folder_that_is_served_is_found_by_the_next_search(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(JPEG)
+    with running_server(seeded_store, tmp_path, ["--images", "photos"]) as server:
+        ask = partial(httpx.post, server.url + PATH, params={"k": 9}, content=OTHER, timeout=30)
+        assert [near["id"] for near in ask().json()["neighbors"]] == ["a.jpg"]
+        (photos / "new.png").write_bytes(OTHER)
+        command = [sys.executable, ROOT / "akin.py", "index", "add", "photos", "--model-store", seeded_store]
+        added = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert added.returncode == 0, added.stderr
+        assert "1 images added" in added.stdout and "1 were already there" in added.stdout
+        first, second = ask().json()["neighbors"]
+        assert (first["id"], first["score"]) == ("new.png", pytest.approx(1, abs=1e-5)) and second["id"] == "a.jpg"
+        thumbnail = httpx.get(server.url + "/thumbnails/new.png", timeout=30)
+        assert thumbnail.headers["content-type"] == "image/webp"
 
 
 def test_an_index_that_is_named_keeps_what_was_put_even_where_the_server_is_killed(

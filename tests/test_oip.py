@@ -23,8 +23,8 @@ from handlers.tokens import Access
 from images.decode import decode
 from images.spec import PreprocessSpec
 from tests.pictures import encode, scene
-from tests.server import Server
-from tests.serving import JPEG, OTHER, PATH, connect, front_with, read_answer, talk
+from tests.server import Server, read_answer
+from tests.serving import JPEG, OTHER, PATH, connect, front_with, talk
 from tests.tiny_encoder import write_tiny_encoder
 
 SIZE = 32  # of the tiny encoder
@@ -319,8 +319,8 @@ def test_what_is_too_large_is_refused_with_the_limit(client: httpx.Client, serve
     with connect(server) as connection:
         head = f"POST {INFER} HTTP/1.1\r\nhost: akin\r\ncontent-length: {MAX_BODY_BYTES + 1}\r\n\r\n"
         connection.sendall(head.encode())
-        status, error = read_answer(connection)
-    assert status == 413 and str(MAX_BODY_BYTES) in str(error["error"])
+        refused = read_answer(connection)
+    assert refused.status == 413 and str(MAX_BODY_BYTES) in refused.json["error"]
 
 
 def test_a_compressed_body_is_refused(api: triton.InferenceServerClient) -> None:

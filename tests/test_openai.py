@@ -1,7 +1,6 @@
 """OpenAI's endpoint: the real client against a real server, and what a bad request gets in OpenAI's own shape."""
 
 import asyncio
-import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,8 @@ from handlers.app import build_app
 from handlers.openai import MAX_BODY_BYTES, MAX_INPUTS
 from handlers.service import Service
 from tests.pictures import encode, scene
-from tests.server import Server
-from tests.serving import JPEG, OTHER, PATH, connect, front_with, read_answer, samples, vector_of
+from tests.server import Server, read_answer
+from tests.serving import JPEG, OTHER, PATH, connect, front_with, samples, vector_of
 
 EMBEDDINGS = "/v1/embeddings"
 TIFF = encode(scene(20, 20), "TIFF")
@@ -316,9 +315,9 @@ def test_a_body_over_the_cap_is_refused_before_it_is_sent(server: Server) -> Non
     with connect(server) as connection:
         head = f"POST {EMBEDDINGS} HTTP/1.1\r\nhost: akin\r\ncontent-length: {MAX_BODY_BYTES + 1}\r\n\r\n"
         connection.sendall(head.encode())
-        status, body = read_answer(connection)
-    assert status == 413
-    assert str(MAX_BODY_BYTES) in json.dumps(body) and "error" in body
+        refused = read_answer(connection)
+    assert refused.status == 413
+    assert str(MAX_BODY_BYTES) in refused.json["error"]["message"]
 
 
 def test_an_image_over_the_cap_of_one_is_refused_as_the_hot_path_does(client: httpx.Client, served_on: None) -> None:

@@ -1,8 +1,8 @@
 """OpenVINO's tests, tests/openvino_alone.py, in a process of their own.
 
-It leaves the AMX tiles of the thread that it ran on in use, and so the frame of a signal is 8 KB larger from then on.
-Other libraries that all tests load between them handle SIGCHLD on a stack that is too small for that: the next server
-that a test ended took pytest with it.
+Three times pytest died of SIGSEGV right after they had run in its own process, at the first SIGCHLD; a small script
+did not do so. Our guess, and no more than that: OpenVINO leaves the AMX tiles of its thread in use, which makes the
+frame of a signal 8 KB larger, and the alternate stack that another library has set up is too small for it.
 """
 
 import subprocess

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from handlers import control, processes
+from handlers.control import path_of
 from handlers.processes import merge
-from tests.server import ROOT, Server, running_server, start
+from tests.server import ROOT, Server, deploy, running_server, start, wait_until
 from tests.serving import JPEG, PATH, samples
 from tests.tiny_encoder import write_tiny_encoder
 
@@ -60,14 +63,53 @@ def test_a_process_that_is_killed_is_replaced_while_the_other_goes_on(pair: Serv
     before = children(pair)
     assert len(before) == 2
     os.kill(min(before), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while len(children(pair) - before) < 1:
-        assert time.monotonic() < deadline, pair.log
-        time.sleep(0.05)
-    while len(counts_or_none(pair)) < 2:
-        assert time.monotonic() < deadline, pair.log
-        time.sleep(0.05)
+    wait_until(lambda: len(children(pair) - before) >= 1, lambda: pair.log)
+    wait_until(lambda: len(counts_or_none(pair)) == 2, lambda: pair.log)
     assert ask(pair).status_code == 200
+
+
+def test_whether_a_process_is_wedged_is_heard_from_each_by_itself(pair: Server) -> None:
+    for process in (1, 2):
+        path = pair.log_file.parent / path_of(pair.port, process)
+        assert control.ask(path, "wedged", patience_s=30) == {"reason": None}
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[processes._Child]:
+    """One that only sleeps, and is looked after at every opportunity."""
+    monkeypatch.setattr(processes, "ASK_EVERY_S", 0.0)
+    child = processes._Child(1, ["sleep", "600"], tmp_path / "1.sock")
+    yield child
+    child.end(time.monotonic())
+
+
+def test_a_process_that_says_it_is_wedged_is_ended_and_another_takes_its_place(
+    child: processes._Child, tmp_path: Path
+) -> None:
+    reasons = iter([None, "a worker has been busy with one request for 130 s"])
+    asked = control.Control(tmp_path / "1.sock", {"wedged": lambda given: {"reason": next(reasons)}})
+    threading.Thread(target=asked.serve_forever, daemon=True).start()
+    first = child.process
+    assert first is not None
+    child.watch()
+    assert first.poll() is None  # well so far
+    child.watch()
+    assert first.wait(timeout=30) == -signal.SIGKILL
+    asked.close()
+    deadline = time.monotonic() + 30
+    while child.process in (None, first):
+        assert time.monotonic() < deadline
+        child.watch()
+
+
+def test_a_process_that_says_nothing_is_ended_after_its_time_and_not_before(
+    child: processes._Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child.watch()
+    assert child.process is not None and child.process.poll() is None
+    monkeypatch.setattr(processes, "SILENT_S", 0.0)
+    child.watch()
+    assert child.process.wait(timeout=30) == -signal.SIGKILL
 
 
 def counts_or_none(server: Server) -> dict[int, float]:
@@ -86,9 +128,9 @@ def test_one_that_cannot_start_ends_all_with_its_reason(seeded_store: Path, tmp_
 
 
 def test_a_port_that_other_processes_share_is_refused_and_not_joined(pair: Server, seeded_store: Path) -> None:
-    for processes in ("1", "2"):
+    for number in ("1", "2"):
         command = [sys.executable, "-m", "handlers.native", "--model-store", str(seeded_store)]
-        command += ["--port", str(pair.port), "--processes", processes]
+        command += ["--port", str(pair.port), "--processes", number]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         folder = pair.log_file.parent
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
@@ -101,17 +143,7 @@ def test_processes_whose_parent_is_killed_end_too(seeded_store: Path, tmp_path: 
         orphans = children(server)
         server.process.kill()
         server.process.wait()
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{pid}").exists() for pid in orphans):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
-def deploy(server: Server, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "handlers.deploy", str(store), "--port", str(server.port), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder = server.log_file.parent
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
 
 
 def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) -> None:

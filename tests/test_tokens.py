@@ -12,8 +12,8 @@ from handlers.native import Settings, _is_loopback
 from handlers.service import RequestError, Service
 from handlers.tokens import Access, TokenError, read_token
 from tests.brute_index import BruteIndex
-from tests.server import Server, running_server, start
-from tests.serving import JPEG, PATH, assert_refused, connect, front_with, read_answer, talk
+from tests.server import Server, read_answer, running_server, start
+from tests.serving import JPEG, PATH, assert_refused, connect, front_with, talk
 
 TOKEN = "a3f1c0ffee-token"
 ROW = {"vector": [1.0] + [0.0] * 15}
@@ -96,7 +96,7 @@ def test_a_stream_is_refused_before_it_is_read(guarded: Server) -> None:
             b"POST /index/bulk HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
         )
-        assert read_answer(connection)[0] == 401
+        assert read_answer(connection).status == 401
 
 
 def test_where_others_can_write_without_a_token_nobody_does(seeded_store: Path) -> None:

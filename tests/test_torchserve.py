@@ -20,7 +20,7 @@ from export.archive import Archive, write_archive
 from handlers.torchserve.run import Settings
 from index.gallery import Gallery
 from tests.pictures import encode, scene
-from tests.server import ROOT, Server, running_server
+from tests.server import ROOT, Server, running_server, wait_until
 from tests.serving import JPEG, OTHER, PATH, assert_refused, samples, vector_of
 from tests.torchserving import is_running, running_torchserve, session_of, start, workers
 
@@ -64,14 +64,6 @@ def assert_same(one: dict, other: dict) -> None:
     assert np.dot(one["embedding"], other["embedding"]) >= 0.9999
     np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-4)
     assert [near["id"] for near in one["neighbors"]] == [near["id"] for near in other["neighbors"]]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Fail where it does not become true within a minute."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # The same answers as everywhere

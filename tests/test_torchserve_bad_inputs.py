@@ -2,7 +2,6 @@
 
 import select
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from encoder.session import Encoder
 from tests.bad_case import WAITS, Case, Differs, ask, assert_answered, converse, http
 from tests.bad_inputs import TABLE
-from tests.server import STARTUP_SECONDS, Server
+from tests.server import Server, wait_until
 from tests.serving import JPEG, vector_of
 from tests.torchserving import running_torchserve, session_of, workers
 
@@ -24,10 +23,8 @@ CASES = [case for case in TABLE if case.torchserve is not None]
 def torchserve(seeded_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all of them."""
     with running_torchserve(seeded_store, tmp_path_factory.mktemp("torchserve")) as server:
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while [*workers(server).values()] != ["READY"] * WORKERS:  # it answers from the first on
-            assert time.monotonic() < deadline, workers(server)
-            time.sleep(0.05)
+        ready = ["READY"] * WORKERS  # it answers from the first on
+        wait_until(lambda: [*workers(server).values()] == ready, lambda: workers(server))
         yield server
 
 

@@ -2,13 +2,12 @@
 
 import asyncio
 import gc
-import json
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
@@ -18,6 +17,7 @@ import pytest
 import uvicorn
 
 from handlers.wire import Limits, Wire, client_gone, wire
+from tests.server import Answer, read_answer, wait_until
 
 GET = b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKED = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -40,7 +40,9 @@ class Running:
             await asyncio.sleep(0.6)
         if scope["path"] == "/watch":
             self.gone.append(client_gone(receive))
-            await until(lambda: client_gone(receive))
+            deadline = time.monotonic() + PATIENCE
+            while not client_gone(receive) and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
             self.gone.append(client_gone(receive))
         body, more = b"", scope["path"] != "/early"
         while more:
@@ -57,37 +59,18 @@ class Running:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
-    def ask(self, request: bytes = GET) -> "Answer":
+    def ask(self, request: bytes = GET) -> Answer:
         """The answer to one request over a connection of its own."""
         with self.connect() as connection:
             connection.sendall(request)
             return read_answer(connection)
 
 
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def is_error(self, status: int, *words: str) -> bool:
-        """Whether it is the JSON of an error that names `words`, after which the connection closes."""
-        answer = json.loads(self.body)
-        named = all(word in answer["error"] for word in words)
-        closes, kind = self.headers["connection"] == "close", self.headers["content-type"] == "application/json"
-        return named and closes and kind and answer["status"] == self.status == status
-
-
-async def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true() and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-
-
-def read_answer(connection: socket.socket) -> Answer:
-    with HTTPResponse(connection) as response:
-        response.begin()
-        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+def is_error(answer: Answer, status: int, *words: str) -> bool:
+    """Whether it is the JSON of an error that names `words`, after which the connection closes."""
+    named = all(word in answer.json["error"] for word in words)
+    closes, kind = answer.headers["connection"] == "close", answer.headers["content-type"] == "application/json"
+    return named and closes and kind and answer.json["status"] == answer.status == status
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -159,7 +142,7 @@ def test_headers_without_end_are_refused_and_the_client_can_read_why(
         if start.startswith(CHUNKED):
             size = max(size, 1_000_000)  # counted from the read after the body's last byte, of 256 KiB at most
         connection.sendall(filler * (size // len(filler)))
-        assert read_answer(connection).is_error(status, "16384")
+        assert is_error(read_answer(connection), status, "16384")
     assert server.rejected[before:] == ["headers too large"]
     assert server.ask().status == 200
 
@@ -168,7 +151,7 @@ def test_headers_up_to_the_limit_pass_also_in_one_packet_with_a_long_body(server
     head = b"POST /echo HTTP/1.1\r\nhost: x\r\nlong: %s\r\ncontent-length: 100000\r\n\r\n" % (b"y" * 16_000)
     assert server.ask(head + bytes(100_000)).body == bytes(100_000)
     too_long = head.replace(b"long: ", b"long: " + b"y" * 400)
-    assert server.ask(too_long + bytes(100_000)).is_error(431, "16384")
+    assert is_error(server.ask(too_long + bytes(100_000)), 431, "16384")
 
 
 def test_a_long_body_with_the_start_of_the_next_request_behind_it_is_no_long_header(server: Running) -> None:
@@ -188,7 +171,7 @@ def test_headers_that_trickle_get_408_on_a_fresh_connection_and_on_a_used_one(af
             assert read_answer(connection).status == 200
         connection.sendall(b"GET /echo HTTP/1.1\r\nhost: ")
         drip(connection, b"x")
-        assert read_answer(connection).is_error(408, "0.3 s")
+        assert is_error(read_answer(connection), 408, "0.3 s")
         assert server.rejected == ["slow headers"]
         assert server.ask().status == 200
 
@@ -206,7 +189,7 @@ def test_a_body_that_trickles_gets_408(start: bytes) -> None:
     with serving(Limits(body_seconds=0.3)) as server, server.connect() as connection:
         connection.sendall(start)
         drip(connection, b"1\r\nx\r\n")
-        assert read_answer(connection).is_error(408, "0.3 s", "16384 bytes")
+        assert is_error(read_answer(connection), 408, "0.3 s", "16384 bytes")
         assert server.rejected == ["slow body"]
         assert server.ask().status == 200
 
@@ -248,7 +231,7 @@ def test_a_client_does_not_pay_for_the_time_that_the_server_takes() -> None:
 def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
     with serving(Limits(write_seconds=0.3)) as server, server.connect() as connection:
         connection.sendall(GET.replace(b"echo", b"big"))
-        asyncio.run(until(lambda: server.rejected == ["slow reader"]))
+        wait_until(lambda: server.rejected == ["slow reader"])
         with pytest.raises((ConnectionResetError, EOFError)):
             while connection.recv(1 << 20):
                 pass
@@ -276,15 +259,14 @@ def test_connections_over_the_limit_get_503_and_those_below_it_go_on() -> None:
             assert read_answer(connection).status == 200
         with server.connect() as third:
             answer = read_answer(third)
-            assert answer.is_error(503, "2 connections")
+            assert is_error(answer, 503, "2 connections")
             assert answer.headers["retry-after"] == "1"
             assert is_closed(third)
         assert server.rejected == ["connections"]
         second.sendall(GET)
         assert read_answer(second).status == 200
         first.close()
-        asyncio.run(until(lambda: server.ask().status == 200))
-        assert server.ask().status == 200
+        wait_until(lambda: server.ask().status == 200)
 
 
 POST = b"POST /echo HTTP/1.1\r\nhost: x\r\n"
@@ -330,7 +312,7 @@ def test_malformed_and_ambiguous_requests_get_400_and_nothing_behind_them_is_hea
     before = len(server.rejected)
     with server.connect() as connection:
         connection.sendall(request_ + b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert read_answer(connection).is_error(400, "; ")
+        assert is_error(read_answer(connection), 400, "; ")
         assert is_closed(connection) or connection.close()
     assert server.rejected[before:] == ["malformed"]
     assert "/smuggled" not in server.paths
@@ -394,8 +376,8 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_behind_it_stays_a_body(serv
 def test_client_gone_tells_once_the_client_has_hung_up(server: Running) -> None:
     with server.connect() as connection:
         connection.sendall(GET.replace(b"echo", b"watch"))
-        asyncio.run(until(lambda: server.gone == [False]))
-    asyncio.run(until(lambda: len(server.gone) == 2))
+        wait_until(lambda: server.gone == [False])
+    wait_until(lambda: len(server.gone) == 2)
     assert server.gone == [False, True]
 
 
@@ -414,5 +396,4 @@ def test_connections_that_were_reset_are_not_kept(server: Running) -> None:
             connection.sendall(GET)
             assert read_answer(connection).status == 200
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    asyncio.run(until(lambda: kept() < 3))
-    assert kept() < 3
+    wait_until(lambda: kept() < 3)
