@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,9 +25,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from encoder.golden import Golden, golden_batch
 from encoder.manifest import Artifact, GallerySeed, Manifest, model_digest
-from encoder.session import Embedded, open_session, run
+from encoder.session import Embedded
 from export import foreign_export
 from export.card import model_card
 from export.fidelity import HELD_OUT, Budget, compare
@@ -38,6 +36,7 @@ from export.targets import TARGETS, in_half
 from export.to_onnx import to_onnx
 from export.torch_store import HeldOut, joined, write_torch_store
 from export.weights import half_precision, write_weights
+from export.write import digest_of, golden_of, outputs, publish
 from images.spec import PreprocessSpec
 from images.stl10 import CLASS_NAMES
 from training import knobs
@@ -49,8 +48,6 @@ from training.probe import fit_probe, percent
 from training.protocol import on_test
 from training.provenance import described, story_of
 
-BATCH = 100
-GOLDEN_SEEDS = range(8)
 DEFAULT_SIZE = 64
 
 
@@ -101,12 +98,6 @@ def measure(split: Split, fp32: Path, small: Path) -> Measured:
     return Measured(split.images, split.labels, outputs(fp32, split.images), outputs(small, split.images))
 
 
-def outputs(model: Path, images: np.ndarray) -> Embedded:
-    """Both outputs of an ONNX graph for all images."""
-    session = open_session(model, threads=torch.get_num_threads())
-    return joined([run(session, images[row : row + BATCH]) for row in range(0, len(images), BATCH)])
-
-
 def fitted_probe(weights: Path, backbone: Backbone, train: Split) -> tuple[nn.Linear, float, float]:
     """The probe, its strength and its cross-validated accuracy in percent."""
     vectors = embed_images(torch_embedder(backbone, torch.device("cpu")), train.images)
@@ -149,10 +140,6 @@ def write_gallery_seed(path: Path, vectors: np.ndarray, labels: np.ndarray) -> G
     names = np.array(CLASS_NAMES)[labels]
     np.savez(path, ids=ids, labels=names, vectors=vectors.astype(np.float16))
     return {"file": path.name, "sha256": digest_of(path), "rows": len(vectors)}
-
-
-def digest_of(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
 
 
 def test_metrics(train: Measured, test: Measured, strength: float, blank: Embed) -> dict[str, Any]:
@@ -211,7 +198,6 @@ def export(config: Export) -> Manifest:
             test = measure(read_split(data, "test", spec.size), fp32, small)
             blank = torch_embedder(load_backbone("random", backbone.stem, backbone.norm), torch.device("cpu"))
             metrics["test"] = test_metrics(train, test, strength, blank)
-        golden = run(open_session(small), golden_batch([Golden(s, ()) for s in GOLDEN_SEEDS], spec.size)).vectors
         manifest = Manifest(
             model=config.model or f"{story.get('recipe', {}).get('method', 'simclr')}-resnet18",
             model_digest=model_digest(source, spec),
@@ -221,19 +207,12 @@ def export(config: Export) -> Manifest:
             artifacts=(
                 Artifact(small.name, digest_of(small), target.precision, target.description, (target.provider,)),
             ),
-            golden=tuple(
-                Golden(seed, tuple(round(float(value), 6) for value in vector))
-                for seed, vector in zip(GOLDEN_SEEDS, golden, strict=True)
-            ),
+            golden=golden_of(small, spec.size),
             gallery_seed=write_gallery_seed(work / "gallery.npz", train.small.vectors, train.labels),
             provenance=story,
             metrics=metrics,
         )
-        for path in (source, small, work / "gallery.npz"):
-            path.chmod(0o644)  # safetensors writes for its owner alone
-            path.replace(out / path.name)
-        manifest.write(out, config.name)
-    (out / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+        publish((source, small, work / "gallery.npz"), manifest, model_card(manifest), out, config.name)
     return manifest
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -19,6 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from encoder.session import open_session, run
 from export.fidelity import Budget, Closeness, closeness
 from export.quantize import DESCRIPTION, QUANTIZED, only_errors_logged, quantize
+from export.write import outputs
 
 BATCH = 50
 TIMED = 20  # runs that the milliseconds are the median of
@@ -46,6 +46,7 @@ class Attempt:
     """What became of a form."""
 
     kind: str
+    file: Path  # its graph, which is there if it was kept
     precision: str
     quantization: str
     verdict: str
@@ -67,18 +68,18 @@ class Attempt:
 def attempts(
     fp32: Path, calibration: np.ndarray, held_out: np.ndarray, budget: Budget, calibrator: str
 ) -> Iterator[Attempt]:
-    """One after the other, the last one kept; its graph then lies beside NAME.fp32.onnx as NAME.KIND.onnx, those of
+    """One after the other, the last one kept; its graph then lies beside `fp32`, which is NAME.fp32.onnx, those of
     others do not. Images are (N, size, size, 3) uint8."""
-    reference = vectors_of(fp32, held_out)
+    reference = outputs(fp32, held_out, BATCH).vectors
     for form in FORMS:
-        small = fp32.with_name(f"{fp32.name.partition('.')[0]}.{form.kind}.onnx")
-        attempt = Attempt(form.kind, form.precision, form.description, "kept")
+        small = fp32.with_name(f"{fp32.name.removesuffix('.fp32.onnx')}.{form.kind}.onnx")
+        attempt = Attempt(form.kind, small, form.precision, form.description, "kept")
         try:
             form.write(fp32, small, calibration, calibrator)
         except Unsuited as reason:
             yield replace(attempt, verdict=f"not tried: {reason}")
             continue
-        found = closeness(reference, vectors_of(small, held_out))
+        found = closeness(reference, outputs(small, held_out, BATCH).vectors)
         broken = [] if small == fp32 else found.beyond(budget)
         yield replace(
             attempt,
@@ -90,12 +91,6 @@ def attempts(
         if not broken:
             return
         small.unlink()
-
-
-def vectors_of(model: Path, images: np.ndarray) -> np.ndarray:
-    """(N, D) float32."""
-    session = open_session(model, threads=torch.get_num_threads())
-    return np.concatenate([run(session, images[row : row + BATCH]).vectors for row in range(0, len(images), BATCH)])
 
 
 def milliseconds(model: Path, images: np.ndarray) -> float:

@@ -11,17 +11,15 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from encoder.golden import Golden, golden_batch
 from encoder.manifest import Artifact, Manifest, model_digest
-from export.attempts import Attempt, attempts, milliseconds, vectors_of
+from export.attempts import Attempt, attempts, milliseconds
 from export.fidelity import HELD_OUT, Budget
 from export.foreign import Foreign, Weights, load, write_foreign_weights
 from export.foreign_card import foreign_card
@@ -30,9 +28,9 @@ from export.graph import ServedForeign
 from export.quantize import CALIBRATORS
 from export.to_onnx import to_onnx
 from export.unlabelled import read_unlabelled
+from export.write import digest_of, golden_of, outputs, publish
 from images.spec import MAX_SIZE, PreprocessSpec
 
-GOLDEN_SEEDS = range(8)
 PROVIDER = "CPUExecutionProvider"
 SAME = 0.9999  # cosine of the fp32 graph to the network in torch, at least
 FEWEST_HELD_OUT = 50
@@ -89,13 +87,9 @@ def adopt(config: Adopt, budget: Budget) -> Manifest:
         for attempt in attempts(fp32, *images, budget, config.calibrator):
             print(json.dumps(attempt.to_json()), flush=True)
             tried.append(attempt)
-        artifact = fp32.with_name(f"{config.name}.{tried[-1].kind}.onnx")
-        manifest = described(config, foreign, tried, weights, artifact, metrics)
-        for path in (weights, artifact):
-            path.chmod(0o644)  # safetensors writes for its owner alone
-            path.replace(config.out / path.name)
-        manifest.write(config.out, config.name)
-    (config.out / "MODEL_CARD.md").write_text(foreign_card(manifest, config.name), encoding="utf-8")
+        manifest = described(config, foreign, tried, weights, metrics)
+        files = (weights, tried[-1].file)
+        publish(files, manifest, foreign_card(manifest, config.name), config.out, config.name)
     return manifest
 
 
@@ -105,7 +99,7 @@ def require_same(served: ServedForeign, fp32: Path, images: np.ndarray) -> None:
         vectors = served(torch.from_numpy(images)).numpy()
     if not np.isfinite(vectors).all():
         raise ForeignError("the network gives vectors that are not finite: its weights are damaged, fetch them again")
-    cosine = float((vectors * vectors_of(fp32, images)).sum(axis=1).min())
+    cosine = float((vectors * outputs(fp32, images).vectors).sum(axis=1).min())
     if not cosine >= SAME:
         raise ForeignError(
             f"the ONNX graph is not the network: cosine {cosine:.6f}, the limit is {SAME}; this torch cannot export "
@@ -114,30 +108,21 @@ def require_same(served: ServedForeign, fp32: Path, images: np.ndarray) -> None:
 
 
 def described(
-    config: Adopt, foreign: Foreign, tried: Sequence[Attempt], weights: Path, artifact: Path, metrics: dict[str, Any]
+    config: Adopt, foreign: Foreign, tried: Sequence[Attempt], weights: Path, metrics: dict[str, Any]
 ) -> Manifest:
     kept, size = tried[-1], foreign.pixels.resize
-    golden = vectors_of(artifact, golden_batch([Golden(seed, ()) for seed in GOLDEN_SEEDS], size))
+    golden = golden_of(kept.file, size)
     assert kept.closeness is not None, "what is kept was measured"
     return Manifest(
         model=config.model or foreign.source.partition(":")[2] + ("-random" if config.random else ""),
         model_digest=model_digest(weights, PreprocessSpec(size=size)),
-        dimension=golden.shape[1],
+        dimension=len(golden[0].vector),
         class_names=(),
         preprocess=PreprocessSpec(size=size),
         artifacts=(
-            Artifact(
-                artifact.name,
-                sha256(artifact.read_bytes()).hexdigest(),
-                kept.precision,
-                kept.quantization,
-                (PROVIDER,),
-            ),
+            Artifact(kept.file.name, digest_of(kept.file), kept.precision, kept.quantization, (PROVIDER,)),
         ),
-        golden=tuple(
-            Golden(seed, tuple(round(float(value), 6) for value in vector))
-            for seed, vector in zip(GOLDEN_SEEDS, golden, strict=True)
-        ),
+        golden=golden,
         provenance={
             "from": foreign.source,
             "library": foreign.library,
@@ -165,15 +150,16 @@ def parse(argv: Sequence[str]) -> Adopt:
     add("--from", dest="source", nargs="?", default="", metavar="SOURCE", help="what to export: see above")
     add("--calibrate", type=Path, required=True, metavar="IMAGES", help="folder, archive, .npy or .parquet of images")
     add("--out", type=Path, required=True, metavar="FOLDER", help="the model store to write")
-    add("--weights", default="", metavar="FILE", help="a torch checkpoint or .safetensors (default: the library's)")
-    add("--keys", default="", help="old=new,... rewrites beginnings of names in it, old=- drops; or a .json of them")
+    add("--weights", metavar="FILE", help="a torch checkpoint or .safetensors (default: the library's)")
+    add("--keys", help="old=new,... rewrites beginnings of names in it, old=- drops; or a .json of them")
     add("--random", action="store_true", help="random weights, to try it out")
-    add("--size", type=int, default=0, help="pixels a side, nothing cropped off (default: as its library does)")
-    add("--name", default="encoder", help="of the files (default: %(default)s)")
-    add("--model", default="", help="name that answers carry (default: that of the source)")
-    add("--calibration", type=int, default=300, metavar="N", help="images for int8 ranges (default: %(default)s)")
-    add("--calibrator", choices=CALIBRATORS, default="minmax", help="how they set them (default: %(default)s)")
-    add("--held-out", type=int, default=HELD_OUT, metavar="N", help="others that measure (default: %(default)s)")
+    add("--size", type=int, help="pixels a side, nothing cropped off (default: as its library does)")
+    add("--name", help="of the files (default: %(default)s)")
+    add("--model", help="name that answers carry (default: that of the source)")
+    add("--calibration", type=int, metavar="N", help="images for int8 ranges (default: %(default)s)")
+    add("--calibrator", choices=CALIBRATORS, help="how they set them (default: %(default)s)")
+    add("--held-out", type=int, metavar="N", help="others that measure (default: %(default)s)")
+    parser.set_defaults(**{field.name: field.default for field in fields(Adopt) if field.default is not MISSING})
     try:
         given = vars(parser.parse_args(argv))
         return Adopt(**given | {"source": given["source"] or ""})

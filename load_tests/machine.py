@@ -15,8 +15,8 @@ INSTRUCTION_SETS = (
     *("asimddp", "i8mm", "sve", "sve2"),
 )
 LIBRARIES = (
-    *("numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "pillow", "simplejpeg"),
-    *("faiss-cpu", "uvicorn", "uvloop", "httptools"),
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "pillow", "faiss-cpu"),
+    *("uvicorn", "uvloop", "httptools"),
 )
 _VERSIONS = """
 import json, platform, sys

@@ -174,6 +174,16 @@ def test_random_weights_are_called_so_wherever_the_model_is_named(asked: Adopt) 
     assert Encoder.load(asked.out, "trial").manifest.model_id == manifest.model_id
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp32"])
+def test_a_name_may_have_dots_as_those_of_timm_have(kind: str, asked: Adopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_module, "FORMS", [form for form in attempts_module.FORMS if form.kind == kind])
+    manifest = adopt(replace(asked, random=True, name="vit.augreg"), LENIENT)
+    graph = f"vit.augreg.{kind}.onnx"
+    names = {graph, "vit.augreg.safetensors", "vit.augreg.json", "MODEL_CARD.md"}
+    assert manifest.artifacts[0].file == graph and {path.name for path in asked.out.iterdir()} == names
+    assert Encoder.load(asked.out, "vit.augreg").manifest.model_id == manifest.model_id
+
+
 # -- where int8 does not survive
 
 
