@@ -197,6 +197,7 @@ export class PointMap {
   }
 
   pressed(event) {
+    if (event.button !== 0) return; // the left one, a finger, a pen
     this.canvas.setPointerCapture(event.pointerId);
     this.fingers.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
     this.travelled = this.fingers.size > 1 ? Infinity : 0;

@@ -34,6 +34,11 @@ export class MapPictures {
     if (more.length <= CROWD) for (const point of more) add(point, HALF, colour(point));
   }
 
+  // The picture of a row that has changed is asked for anew.
+  forget(id) {
+    this.images.delete(id);
+  }
+
   // The point whose picture covers a place of the screen.
   at(x, y) {
     return this.placed.find((one) => Math.max(Math.abs(one.x - x), Math.abs(one.y - y)) <= one.half)?.point;

@@ -24,6 +24,11 @@ export class MapSection {
     return this.map.points.map((point) => point.id);
   }
 
+  // A row that has another picture now.
+  forget(id) {
+    this.map.pictures.forget(id);
+  }
+
   mark(asked, neighbours) {
     this.map.mark(asked, neighbours);
   }

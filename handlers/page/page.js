@@ -4,12 +4,13 @@ import { colourOf } from "./colours.js";
 import { MapSection } from "./mapsection.js";
 import { counted, element, fillPicture, percent, pictures } from "./results.js";
 import { showBars, showNeighbours, showTiming, softmax, vote } from "./results.js";
-import { addRow, describe, modelName, predict, Refused, row, searchById } from "./server.js";
+import { addRow, describe, isTaken, modelName, predict, Refused, row, searchById } from "./server.js";
 
 const K = 12;
 const AGAIN_MS = 1000; // while the encoder loads
 const NO_GALLERY = "There is no gallery to search in: start the server with --images or --index.";
 const REMEMBERED = 20; // photos, for the Back button
+const NAMES = 100; // that are tried for a photo, before one with the time
 
 const at = (id) => document.getElementById(id);
 const map = new MapSection(at("map"), visit);
@@ -18,8 +19,9 @@ let server = null; // {name, classNames, gallery}
 let subject = null; // {photo} or {id, label}
 let neighbours = [];
 let running = null; // AbortController of the search under way
+let replacing = null; // the id of the row that Add, pressed again, replaces
 
-const ready = start();
+let ready = start();
 ready.then(() => server && openAddress());
 
 async function start() {
@@ -29,14 +31,13 @@ async function start() {
       setUp(description);
       break;
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
       if (error.status !== 503) return complain(error);
       say("The encoder is loading …");
       await new Promise((wake) => setTimeout(wake, AGAIN_MS));
     }
   }
   say(server.gallery ? "" : NO_GALLERY);
-  refreshMap();
+  refreshMap().catch(complain);
 }
 
 function setUp(description) {
@@ -58,8 +59,7 @@ function setUp(description) {
   at("main").classList.toggle("alone", !server.gallery);
   const names = Object.keys(description.models);
   if (names.length > 1) {
-    const root = location.pathname.replace(/models\/[^/]+\/$/, "");
-    const links = names.map((one) => element("a", { href: `${root}models/${encodeURIComponent(one)}/`, text: one }));
+    const links = names.map((one) => element("a", { href: `?model=${encodeURIComponent(one)}`, text: one }));
     links[names.indexOf(name)]?.setAttribute("aria-current", "page");
     at("links").prepend(...links);
   }
@@ -70,10 +70,11 @@ function setUp(description) {
 // A photo, kept for the Back button.
 async function take(photo) {
   await ready;
+  if (server === null) await (ready = start()); // it could not be asked before
   if (server === null) return;
   photos.push(photo);
   delete photos[photos.length - 1 - REMEMBERED];
-  history.pushState({ photo: photos.length - 1 }, "", location.pathname);
+  history.pushState({ photo: photos.length - 1 }, "", location.pathname + location.search);
   search({ photo });
 }
 
@@ -128,7 +129,7 @@ async function find(asked, signal) {
     }
   }
   const [done, record] = await Promise.all([searchById(asked.id, K, signal), row(asked.id)]);
-  asked.label = record.label;
+  asked.label = record.label ?? null;
   return done;
 }
 
@@ -231,6 +232,26 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files[0]));
 addEventListener("popstate", () => server && openAddress());
 
+// The name to add a photo under: phones call every picture the same, so one that nobody has chosen gives way to a row
+// that has it; one that was typed has to be confirmed. Null where it has not been yet.
+async function nameFor(id, photo) {
+  if (id === replacing || !(await isTaken(id))) {
+    replacing = null;
+    return id;
+  }
+  if (id !== photo.name) {
+    replacing = id;
+    complain(new Refused(0, `There is a row ${id} already. Press Add once more to replace it, or choose another name.`));
+    return null;
+  }
+  const [, stem, end] = /^(.+?)(\.[^.]*)?$/s.exec(id);
+  for (let number = 2; number <= NAMES; number += 1) {
+    const other = `${stem}-${number}${end ?? ""}`;
+    if (!(await isTaken(other))) return other;
+  }
+  return `${stem}-${Date.now()}${end ?? ""}`;
+}
+
 at("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   const [id, label] = ["id", "label"].map((name) => at("add").elements[name].value.trim());
@@ -239,10 +260,16 @@ at("add").addEventListener("submit", async (event) => {
   button.disabled = true;
   complain(null);
   try {
-    await addRow(id, label, photo);
-    if (subject.photo === photo) await search({ photo });
-    say(`Added as ${id}.`);
-    refreshMap();
+    const name = await nameFor(id, photo);
+    if (name === null) return;
+    await addRow(name, label, photo);
+    map.forget(name);
+    if (subject.photo === photo) {
+      await search({ photo });
+      at("add").elements.id.value = name;
+    }
+    say(`Added as ${name}.`);
+    refreshMap().catch(complain);
   } catch (error) {
     complain(error);
   } finally {

@@ -155,7 +155,8 @@ export function fillPicture(frame, row) {
   if (!pictures.kept) return tile(frame, row);
   const image = element("img", { alt: "", decoding: "async" });
   image.addEventListener("error", () => frame.dataset.of === row.id && tile(frame, row));
-  image.addEventListener("load", () => image.src.startsWith("blob:") && URL.revokeObjectURL(image.src));
+  const release = () => image.src.startsWith("blob:") && URL.revokeObjectURL(image.src);
+  for (const end of ["load", "error"]) image.addEventListener(end, release);
   frame.append(image);
   thumbnail(row.id).then(
     (address) => (image.src = address),

@@ -1,4 +1,4 @@
-// What the page asks the server. Addresses are relative: the page works below any prefix, and at /models/NAME/ asks
+// What the page asks the server. Addresses are relative: the page works below any prefix, and with ?model=NAME asks
 // the model of that name.
 
 export class Refused extends Error {
@@ -8,13 +8,16 @@ export class Refused extends Error {
   }
 }
 
+const model = new URLSearchParams(location.search).get("model"); // null: the server's default
+const ofModel = model === null ? "" : `models/${encodeURIComponent(model)}/`; // before the paths of an index
 let token = null;
 const dialog = document.getElementById("token");
 
 // An answer of the server, or Refused with its reason; asks for a token where the server wants one.
 export async function ask(path, options = {}) {
   for (;;) {
-    const headers = { ...options.headers, ...(token && { authorization: `Bearer ${token}` }) };
+    const sent = token;
+    const headers = { ...options.headers, ...(sent && { authorization: `Bearer ${sent}` }) };
     let answer;
     try {
       answer = await fetch(path, { ...options, headers });
@@ -24,6 +27,7 @@ export async function ask(path, options = {}) {
     }
     if (answer.ok) return answer;
     const reason = await reasonOf(answer);
+    if (answer.status === 401 && token !== sent) continue; // it was given meanwhile
     if (answer.status !== 401 || !(await askToken(reason))) throw new Refused(answer.status, reason);
   }
 }
@@ -37,8 +41,10 @@ export function describe() {
 }
 
 export function modelName(description) {
-  const named = /\/models\/([^/]+)\/$/.exec(location.pathname);
-  return named ? decodeURIComponent(named[1]) : (description.default ?? Object.keys(description.models)[0]);
+  const there = Object.keys(description.models);
+  const name = model ?? description.default ?? there[0];
+  if (!there.includes(name)) throw new Refused(404, `There is no model ${name} here; there is ${there.join(", ")}.`);
+  return name;
 }
 
 const FIELDS = "model,logits,label,confidence,neighbors,timing_ms";
@@ -51,26 +57,36 @@ export function predict(name, photo, k, signal) {
 
 export function searchById(id, k, signal) {
   const headers = { "content-type": "application/json" };
-  return timed("index/search", { method: "POST", body: JSON.stringify({ id, k }), headers, signal });
+  return timed(`${ofModel}index/search`, { method: "POST", body: JSON.stringify({ id, k }), headers, signal });
 }
 
 export function addRow(id, label, photo) {
   const query = label ? `?label=${encodeURIComponent(label)}` : "";
   const headers = { "content-type": typeOf(photo) };
-  return askJson(`index/${encodeURIComponent(id)}${query}`, { method: "PUT", body: photo, headers });
+  return askJson(`${ofModel}index/${encodeURIComponent(id)}${query}`, { method: "PUT", body: photo, headers });
 }
 
 export function row(id) {
-  return askJson(`index/${encodeURIComponent(id)}`);
+  return askJson(`${ofModel}index/${encodeURIComponent(id)}`);
+}
+
+export async function isTaken(id) {
+  try {
+    await row(id);
+    return true;
+  } catch (error) {
+    if (error.status === 404) return false;
+    throw error;
+  }
 }
 
 export function map() {
-  return askJson("index/map");
+  return askJson(`${ofModel}index/map`);
 }
 
 // The address of a small picture of a row, for an <img>; where reads want the token, of a copy of it.
 export async function thumbnail(id) {
-  const path = `thumbnails/${encodeURIComponent(id)}`;
+  const path = `${ofModel}thumbnails/${encodeURIComponent(id)}`;
   return token ? URL.createObjectURL(await (await ask(path)).blob()) : path;
 }
 

@@ -3,6 +3,7 @@
     make test-page          # screenshots: var/page/
 """
 
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from tests.page.in_process import serving_without_gallery
 from tests.page.visitor import PHONE, Visitor, visit
 from tests.pictures import encode, scene
 from tests.server import Server, running_server
+from tests.serving import write_seeded_store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -107,6 +109,110 @@ def test_a_photo_that_was_added_is_its_own_nearest_neighbour(
     httpx.delete(server.url + "/index/from%2Fthe%20page%3F%23%25.jpg").raise_for_status()
 
 
+def add(visitor: Visitor) -> None:
+    visitor.page.get_by_role("button", name="Add", exact=True).click()
+
+
+def test_photos_of_one_name_become_rows_of_their_own(visitor: Visitor, server: Server, tmp_path: Path) -> None:
+    names = ["image.jpg", "image-2.jpg", "image-3.jpg"]
+    for seed, name in enumerate(names, 20):
+        visitor.drop(photo_in(tmp_path, seed, "image.jpg"))
+        visitor.searched("image.jpg")
+        add(visitor)
+        visitor.get("#status").get_by_text(f"Added as {name}.").wait_for()
+        assert visitor.neighbours()[0] == name
+    assert set(visitor.refusals) == {404}  # that a name is free
+    for name in names:
+        httpx.delete(f"{server.url}/index/{name}").raise_for_status()
+
+
+def test_a_row_is_replaced_only_by_those_who_say_so_twice(visitor: Visitor, server: Server, tmp_path: Path) -> None:
+    def vector() -> list[float]:
+        return httpx.get(server.url + "/index/mine").raise_for_status().json()["vector"]
+
+    httpx.put(server.url + "/index/mine", content=photo_in(tmp_path, 30).read_bytes()).raise_for_status()
+    before = vector()
+    visitor.drop(photo_in(tmp_path, 31))
+    visitor.searched("my photo.jpg")
+    visitor.get("#add").get_by_label("Name").fill("mine")
+    add(visitor)
+    visitor.get("#problem").get_by_text("There is a row mine already.").wait_for()
+    assert vector() == before
+    add(visitor)
+    visitor.get("#status").get_by_text("Added as mine.").wait_for()
+    assert vector() != before
+    httpx.delete(server.url + "/index/mine").raise_for_status()
+
+
+def test_a_photo_may_be_pasted(visitor: Visitor, server: Server, tmp_path: Path) -> None:
+    data = b64encode(photo_in(tmp_path, 32).read_bytes()).decode()
+    visitor.page.evaluate(
+        """(data) => {
+          const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+          const clipboardData = new DataTransfer();
+          clipboardData.items.add(new File([bytes], "image.jpg", { type: "image/jpeg" }));
+          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+        }""",
+        data,
+    )
+    visitor.searched("image.jpg")
+    assert len(visitor.neighbours()) == 12
+
+
+def test_of_several_models_each_has_its_page_with_its_own_answers_and_its_own_map(
+    chromium: "Browser", seeded_store: Path, tmp_path: Path, shots: Path
+) -> None:
+    write_seeded_store(tmp_path / "other")
+    arguments = ["--index", "gallery", "--also", f"other={tmp_path / 'other'}"]
+    with running_server(seeded_store, tmp_path / "server", arguments) as server:
+        fill(server.url, 6)
+        with visit(chromium, server.url) as visitor:
+            visitor.map_is_drawn()
+            assert visitor.get("#map-note").inner_text() == "6 rows"
+            visitor.page.get_by_role("link", name="other").click()
+            visitor.page.wait_for_url("**/?model=other")
+            visitor.map_is_drawn()
+            assert visitor.get("#map-note").inner_text() == "3 rows"
+            assert visitor.get("#links [aria-current=page]").inner_text() == "other"
+            photo = photo_in(tmp_path, 33)
+            visitor.drop(photo)
+            visitor.searched("my photo.jpg")
+            expected = httpx.post(server.url + "/predictions/other?k=3", content=photo.read_bytes()).json()
+            assert visitor.get("#labels .name").first.inner_text() == expected["label"]
+            assert visitor.neighbours() == [one["id"] for one in expected["neighbors"]]
+            visitor.get(".neighbours button").first.click()
+            visitor.searched(expected["neighbors"][0]["id"])
+            visitor.page.reload()
+            visitor.searched(expected["neighbors"][0]["id"])
+            assert "?model=other#id=" in visitor.page.url
+            visitor.page.screenshot(path=shots / "other-model.png")
+            assert visitor.refusals == []
+        with visit(chromium, server.url, "/?model=nobody") as visitor:
+            visitor.get("#problem").get_by_text("There is no model nobody here; there is encoder, other.").wait_for()
+
+
+def test_where_reads_want_the_token_the_page_asks_for_it_and_may_be_asked_again(
+    chromium: "Browser", seeded_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("open-sesame")
+    arguments = ["--index", "gallery", "--thumbnails", "--token-file", str(tmp_path / "token"), "--protect-reads"]
+    with running_server(seeded_store, tmp_path / "server", arguments) as server:
+        fill(server.url, 12, {"authorization": "Bearer open-sesame"})
+        with visit(chromium, server.url) as visitor:
+            visitor.get("#token").get_by_role("button", name="Cancel").click()
+            visitor.get("#problem").get_by_text("token").wait_for()
+            visitor.drop(photo_in(tmp_path, 34))
+            visitor.page.get_by_label("Bearer token").fill("open-sesame")
+            visitor.page.get_by_role("button", name="Send").click()
+            visitor.searched("my photo.jpg")
+            images = "[...document.querySelectorAll('.neighbours img')]"
+            visitor.until(f"{images}.length === 12 && {images}.every((image) => image.naturalWidth === 128)")
+            sources = visitor.get(".neighbours img").evaluate_all("(images) => images.map((one) => one.src)")
+            assert all(source.startswith("blob:") for source in sources)
+            assert visitor.drawn().colours > 1_000  # pictures on the map, which come as blobs too
+            assert visitor.refusals == [401, 401]
+
+
 def test_a_click_on_a_neighbour_searches_by_it_and_back_returns(
     visitor: Visitor, server: Server, tmp_path: Path
 ) -> None:
@@ -192,14 +298,93 @@ def test_everything_can_be_done_by_keyboard(visitor: Visitor, shots: Path) -> No
         if reached[-1] == "canvas":
             break
     assert reached == ["Skip to the content", "API", "choose", "random", "canvas"]
-    for key in ("ArrowRight", "+", "+", "ArrowDown", "ArrowLeft", "Shift+ArrowUp", "-", "0", "ArrowRight"):
+    whole = before = visitor.map_picture()
+    for key in ("ArrowRight", "+", "+", "ArrowDown", "ArrowLeft", "Shift+ArrowUp", "-", "Escape"):
         visitor.page.keyboard.press(key)
+        now = visitor.map_picture()
+        assert now != before, key
+        before = now
+    visitor.page.keyboard.press("0")
+    assert visitor.map_picture() == whole
+    visitor.page.keyboard.press("ArrowRight")
     visitor.page.screenshot(path=shots / "keyboard.png")
     spoken = visitor.get("#map-spoken").inner_text()
     id = visitor.get("#tip span").last.inner_text()
     assert spoken.endswith(", " + id)
     visitor.page.keyboard.press("Enter")
     visitor.searched(id)
+
+
+def tab_to(visitor: Visitor, text: str) -> None:
+    """Press Tab until what has this text, or is labelled so, has the focus."""
+    labels = "...(document.activeElement.labels ?? [])"
+    focused = f"[document.activeElement, {labels}].map((one) => one.textContent.trim())"
+    for _ in range(60):
+        visitor.page.keyboard.press("Tab")
+        if any(one.startswith(text) for one in visitor.page.evaluate(focused)):
+            return
+    raise AssertionError(f"Tab never comes to {text}")
+
+
+def test_a_photo_is_chosen_added_and_searched_from_without_a_mouse(
+    visitor: Visitor, server: Server, tmp_path: Path
+) -> None:
+    visitor.page.on("filechooser", lambda _: None)  # the browser is told early that nobody sits before it
+    visitor.map_is_drawn()
+    tab_to(visitor, "Choose a photo")
+    with visitor.page.expect_file_chooser() as chooser:
+        visitor.page.keyboard.press("Enter")
+    chooser.value.set_files(photo_in(tmp_path, 35, "keys.jpg"))
+    visitor.searched("keys.jpg")
+    tab_to(visitor, "Label")
+    visitor.page.keyboard.type("cat")
+    tab_to(visitor, "Add")
+    visitor.page.keyboard.press("Enter")
+    visitor.get("#status").get_by_text("Added as keys.jpg.").wait_for()
+    try:
+        assert visitor.neighbours()[0] == "keys.jpg"
+        tab_to(visitor, "dog")  # of the legend
+        visitor.page.keyboard.press("Space")
+        assert visitor.page.evaluate("document.activeElement.ariaPressed") == "true"
+        second = visitor.neighbours()[1]
+        visitor.page.keyboard.press("Shift+Tab")
+        for _ in range(60):
+            if visitor.page.evaluate("document.activeElement.title") == second:
+                break
+            visitor.page.keyboard.press("Shift+Tab")
+        visitor.page.keyboard.press("Enter")
+        visitor.searched(second)
+    finally:
+        httpx.delete(server.url + "/index/keys.jpg").raise_for_status()
+
+
+def test_only_the_left_button_takes_a_point(visitor: Visitor) -> None:
+    visitor.map_is_drawn()
+    place = visitor.place_of_a_point()
+    for button in ("right", "middle"):
+        visitor.page.mouse.click(*place, button=button)
+        assert not visitor.get("#subject").is_visible()
+    visitor.page.mouse.click(*place)
+    visitor.get("#subject").wait_for()
+
+
+def test_two_fingers_come_closer_and_one_drags(chromium: "Browser", server: Server) -> None:
+    with visit(chromium, server.url, **PHONE) as visitor:
+        visitor.map_is_drawn()
+        visitor.get("#canvas").scroll_into_view_if_needed()
+        box = visitor.get("#canvas").bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        whole = visitor.map_picture()
+        visitor.fingers([[(x - 20, y), (x + 20, y)], [(x - 60, y), (x + 60, y)], [(x - 120, y), (x + 120, y)]])
+        closer = visitor.map_picture()
+        assert closer != whole
+        assert "closer" in (visitor.get("#canvas").get_attribute("class") or "")
+        visitor.fingers([[(x, y)], [(x + 30, y + 20)], [(x + 80, y + 40)]])
+        assert visitor.map_picture() not in (whole, closer)
+        assert not visitor.get("#subject").is_visible()  # no point was taken
+        visitor.page.get_by_role("button", name="Show all").tap()
+        assert visitor.map_picture() == whole
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen_and_fingers_work(

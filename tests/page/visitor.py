@@ -1,7 +1,7 @@
 """Someone who visits the page: a browser's tab, and the notes that are taken on what it did."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,6 +62,16 @@ class Visitor:
         for kind in ("dragEnter", "dragOver", "drop"):
             x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
             session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+        session.detach()
+
+    def fingers(self, steps: Sequence[Sequence[tuple[float, float]]]) -> None:
+        """Put fingers down at the first places, move them along the others, and lift them."""
+        session = self.page.context.new_cdp_session(self.page)
+        for number, places in enumerate(steps):
+            points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+            kind = "touchMove" if number else "touchStart"
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         session.detach()
 
     def until(self, condition: str) -> None:
