@@ -44,7 +44,7 @@ _FILTER: Schema = {
     "examples": [{"label": ["cat", "dog"], "year": {"gte": 1990, "lt": 2000}}],
 }
 _K: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": DEFAULT_K}
-_MIN_SCORE: Schema = {"type": "number", "minimum": -1, "maximum": 1}
+_MIN_SCORE: Schema = {"type": ["number", "null"], "minimum": -1, "maximum": 1}
 _BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 _ID = parameter("id", "path", {"type": "string", "minLength": 1}, "may hold slashes")
 _DESCRIBED: dict[str, Schema] = {"label": MAYBE_TEXT, "metadata": METADATA | {"type": ["object", "null"]}}
@@ -65,7 +65,7 @@ _RECORD = strict({"id": TEXT, "label": MAYBE_TEXT, "metadata": METADATA, "vector
 _REFINED: dict[str, Schema] = {
     "k": _K,
     "filter": {"anyOf": [_FILTER, {"type": "null"}]},
-    "min_score": _MIN_SCORE | {"type": ["number", "null"]},
+    "min_score": _MIN_SCORE,
 }
 _ASKED = {
     "oneOf": [
