@@ -54,31 +54,36 @@ class _Job(NamedTuple):
     work: Callable[[], Any]
     future: "asyncio.Future[Any]"
     gone: Callable[[], bool]
+    kind: str
     size: int
     cost_s: float
     until: float  # monotonic: when its wait has been too long; never for one that found a worker idle
 
 
 class Costs:
-    """What a job is expected to take, by the size of what was sent: a photo of 12 megapixels is ten small ones."""
+    """What a job is expected to take, by its kind and the size of what was sent.
+
+    A photo of 12 megapixels is ten small ones, and sixteen small ones in one job are not that photo.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # moving average, by the size's power of two
+        self._kinds: dict[str, dict[int, float]] = {}  # moving averages in seconds, by the size's power of two
 
-    def expected_s(self, size: int) -> float:
-        """Seconds; those of the nearest size that is known, and 0 before anything is."""
-        power = size.bit_length()
-        if power in self._seconds:
-            return self._seconds[power]
-        if not self._seconds:
+    def expected_s(self, size: int, kind: str = "") -> float:
+        """Seconds; those of the nearest size that is known of the kind, and 0 before anything is."""
+        seconds = self._kinds.get(kind)
+        if seconds is None:
             return 0.0
-        return self._seconds[min(self._seconds, key=lambda known: abs(known - power))]
-
-    def learn(self, size: int, seconds: float) -> None:
-        """Remember what a job has taken."""
         power = size.bit_length()
-        before = self._seconds.get(power, seconds)
-        self._seconds[power] = before + SMOOTHING * (seconds - before)
+        if power in seconds:
+            return seconds[power]
+        return seconds[min(seconds, key=lambda known: abs(known - power))]
+
+    def learn(self, size: int, seconds: float, kind: str = "") -> None:
+        """Remember what a job has taken."""
+        known, power = self._kinds.setdefault(kind, {}), size.bit_length()
+        before = known.get(power, seconds)
+        known[power] = before + SMOOTHING * (seconds - before)
 
 
 class Admission:
@@ -129,12 +134,12 @@ class Admission:
         return self._under_way <= 1
 
     def submit(
-        self, work: Callable[[], Result], size: int = 0, gone: Callable[[], bool] = lambda: False
+        self, work: Callable[[], Result], size: int = 0, gone: Callable[[], bool] = lambda: False, kind: str = ""
     ) -> "asyncio.Future[Result]":
         """Queue `work`; raise `QueueFull` rather than let it wait too long.
 
-        size: bytes that were sent, by which its duration is guessed. gone: asked when a worker is free for it;
-        where it says so the work is not done, and the future raises `Abandoned`.
+        kind, size: what is done and to how many bytes, by which its duration is guessed. gone: asked when a worker
+        is free for it; where it says so the work is not done, and the future raises `Abandoned`.
         """
         idle = self._under_way < self.threads
         if not idle and (
@@ -144,7 +149,7 @@ class Admission:
             raise QueueFull(self._jobs.qsize(), self.wait_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         until = math.inf if idle else monotonic() + self.max_wait_s * LATEST
-        job = _Job(work, future, gone, size, self._costs.expected_s(size), until)
+        job = _Job(work, future, gone, kind, size, self._costs.expected_s(size, kind), until)
         self._under_way += 1
         self._pending_s += job.cost_s
         self._jobs.put(job)
@@ -161,11 +166,10 @@ class Admission:
     def _work(self, worker: int) -> None:
         for job in iter(self._jobs.get, None):
             self._began[worker] = monotonic()
-            self._run(job)
-            del self._began[worker]
+            self._run(job, worker)
             del job  # and with it the request's body, which would stay until the next one
 
-    def _run(self, job: _Job) -> None:
+    def _run(self, job: _Job, worker: int) -> None:
         result: object = None
         error: BaseException | None = None
         seconds: float | None = None
@@ -177,9 +181,10 @@ class Admission:
             started = perf_counter()
             try:
                 result = job.work()
+                seconds = perf_counter() - started  # what fails has taken less, and would make the sound look cheap
             except BaseException as caught:  # whatever it is, someone awaits this future
                 error = caught
-            seconds = perf_counter() - started
+        del self._began[worker]  # first, so that whoever gets the result finds the worker free
         with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for this job
             job.future.get_loop().call_soon_threadsafe(self._settle, job, result, error, seconds)
         # The error's traceback holds this frame: a cycle, and the body would wait for the garbage collector.
@@ -190,7 +195,7 @@ class Admission:
         self._under_way -= 1
         self._pending_s = self._pending_s - job.cost_s if self._under_way else 0.0
         if seconds is not None:
-            self._costs.learn(job.size, seconds)
+            self._costs.learn(job.size, seconds, job.kind)
         if job.future.done():  # cancelled while the worker was busy with it
             return
         if error is None:

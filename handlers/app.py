@@ -20,8 +20,6 @@ from handlers.exchange import (
     Scope,
     Send,
     exchange,
-    internal_error,
-    retry_after,
     turn_away,
 )
 from handlers.exchange import Request as Exchanged
@@ -32,6 +30,7 @@ from handlers.openapi import PATHS
 from handlers.openapi_index import INDEX_PATHS
 from handlers.openapi_oip import OIP_PATHS
 from handlers.predictions import PREDICTIONS, PREFIX
+from handlers.refusals import internal_error, retry_after
 from handlers.service import RequestError, error_json, to_json
 
 Stream = Callable[[Front, Scope, Receive, Send], Awaitable[None]]

@@ -4,7 +4,8 @@
     curl -T rows.ndjson -X POST -H 'content-type: application/x-ndjson' http://127.0.0.1:8080/index/bulk
 
 Rows are committed a batch at a time, and their lines follow. Nothing is read while a batch is written, so what is
-held is one batch, however fast the client sends. A client that hangs up leaves whole batches.
+held is one batch, however fast the client sends; it counts among the bodies that the server holds, and where these
+are too many the stream waits. A client that hangs up leaves whole batches.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from tempfile import SpooledTemporaryFile
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TypeVar
 
 from handlers.about import about, request_id
@@ -25,15 +26,14 @@ from handlers.exchange import (
     Request,
     Scope,
     Send,
-    check_encoding,
     drain,
-    internal_error,
     media_type,
     next_chunk,
     turn_away,
 )
 from handlers.framing import Entry, Framing, Lines, StreamBroken, Tar
-from handlers.rows import Committed, Delete, Put, Refused, commit, prepare
+from handlers.refusals import check_encoding, internal_error
+from handlers.rows import MAX_ROW_BYTES, Committed, Delete, File, Put, Refused, commit, prepare
 from handlers.service import RequestError, Service, to_json
 
 FRAMINGS: dict[str, Callable[[], Framing]] = {
@@ -46,6 +46,7 @@ BATCH_BYTES = 32 << 20  # of entries as they came: a batch of large ones has few
 EMBED_ROWS = 16  # a job of a worker: few enough for predictions to come through between two
 IDLE_SECONDS = 1.0  # a client that waits for its lines before it sends more gets them after this
 RETRY_SECONDS = 0.02
+ROOM_SECONDS = 30.0  # that a stream waits for others to let go of memory
 SPOOL_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
 
@@ -64,7 +65,7 @@ async def bulk(front: Front, scope: Scope, receive: Receive, send: Send) -> None
     outbox = Outbox(send, request)
     status = 200
     delivery = asyncio.create_task(outbox.deliver())
-    intake = _Intake(receive, framing)
+    intake = _Intake(front, receive, framing)
     try:
         await _take_in(front, service, intake, outbox, request.id)
         outbox.close()
@@ -76,6 +77,8 @@ async def bulk(front: Front, scope: Scope, receive: Receive, send: Send) -> None
         front.metrics.reject("client gone")
         status = CLIENT_GONE
     finally:
+        intake.discard()
+        request.size = intake.size
         front.note(request, status, perf_counter() - request.began)
         delivery.cancel()
         outbox.discard()
@@ -131,32 +134,51 @@ class Outbox:
 
 
 class _Intake:
-    """The request's body as batches of entries."""
+    """The request's body as batches of entries; what is kept of it is counted in `front.held_bytes`."""
 
-    def __init__(self, receive: Receive, framing: Framing) -> None:
+    def __init__(self, front: Front, receive: Receive, framing: Framing) -> None:
+        self._front = front
         self._receive = receive
         self._framing = framing
+        self._batch_bytes = 0
+        self._rest_bytes = 0  # at most so many came behind the last entry
+        self._held = 0  # of `front.held_bytes`
+        self.size = 0  # of what has been read
         self.whole = False  # the body has been read to its end
 
     async def batches(self) -> AsyncGenerator[list[Entry], None]:
-        """Raises `ClientGone`, and `StreamBroken` after what came before the break."""
+        """Raises `ClientGone`, and `RequestError` after what came before the break."""
         batch: list[Entry] = []
-        size = 0
-        broken: StreamBroken | None = None
+        broken: RequestError | None = None
         try:
             async for entry in self._entries():
                 if entry is not None:
                     batch.append(entry)
-                    size += 0 if isinstance(entry, Refused) else len(entry.data)
-                if batch and (entry is None or len(batch) == BATCH_ROWS or size >= BATCH_BYTES):
+                    self._batch_bytes += 0 if isinstance(entry, Refused) else len(entry.data)
+                if batch and (entry is None or len(batch) == BATCH_ROWS or self._batch_bytes >= BATCH_BYTES):
                     yield batch
-                    batch, size = [], 0
-        except StreamBroken as error:
+                    batch, self._batch_bytes = [], 0
+                    self._count(min(0, self._unheld))
+        except RequestError as error:
             broken = error
         if batch:
             yield batch
         if broken is not None:
             raise broken
+
+    def discard(self) -> None:
+        """Nothing of it is kept any more."""
+        self._count(-self._held)
+
+    @property
+    def _unheld(self) -> int:
+        """Bytes that are kept, less those that are counted: the batch, and what the framing has of an entry."""
+        return self._batch_bytes + min(self._rest_bytes, MAX_ROW_BYTES) - self._held
+
+    def _count(self, size: int) -> None:
+        """So many bytes more; raises `RequestError` where there is no room for them."""
+        self._front.hold(size)
+        self._held += size
 
     async def _entries(self) -> AsyncIterator[Entry | None]:
         """None where the client pauses."""
@@ -168,7 +190,16 @@ class _Intake:
                 yield None
                 continue
             self.whole = not message["more_body"]
-            for entry in self._framing.feed(message["body"]):
+            piece: bytes = message["body"]
+            self.size += len(piece)
+            self._rest_bytes += len(piece)
+            patient_until = monotonic() + ROOM_SECONDS
+            while not self._front.has_room(self._unheld) and monotonic() < patient_until:
+                yield None
+                await asyncio.sleep(RETRY_SECONDS)
+            self._count(self._unheld)
+            for entry in self._framing.feed(piece):
+                self._rest_bytes = len(piece)
                 yield entry
         for entry in self._framing.end():
             yield entry
@@ -197,13 +228,12 @@ async def _take_in(front: Front, service: Service, intake: _Intake, outbox: Outb
                 committed = await _write(front, service, batch)
                 outbox.put(b"".join(map(_line, committed.results)))
                 if committed.stopped is not None:
-                    error = committed.stopped
-                    outbox.put(
-                        _line(Refused(None, error.status, f"stopped here, send the rest again: {error.reason}"))
-                    )
+                    outbox.put(_stopped(committed.stopped))
                     return
     except StreamBroken as error:
         outbox.put(_line(Refused(None, error.status, error.reason)))
+    except RequestError as error:
+        outbox.put(_stopped(error))
     except ClientGone:
         raise
     except Exception as error:
@@ -217,7 +247,8 @@ async def _write(front: Front, service: Service, batch: Sequence[Entry]) -> Comm
     async def prepared(some: Sequence[Entry]) -> list[Put | Delete | Refused]:
         async with lanes:
             size = sum(len(entry.data) for entry in some if not isinstance(entry, Refused))
-            return await _submit(front.admission, partial(prepare, service, some), size)
+            kind = "bulk images" if any(isinstance(entry, File) for entry in some) else "bulk lines"
+            return await _submit(front.admission, partial(prepare, service, some), size, kind)
 
     jobs = [prepared(batch[start : start + EMBED_ROWS]) for start in range(0, len(batch), EMBED_ROWS)]
     rows = [row for part in await asyncio.gather(*jobs) for row in part]
@@ -227,13 +258,17 @@ async def _write(front: Front, service: Service, batch: Sequence[Entry]) -> Comm
     return committed
 
 
-async def _submit(admission: Admission, work: Callable[[], Result], size: int = 0) -> Result:
+async def _submit(admission: Admission, work: Callable[[], Result], size: int = 0, kind: str = "bulk") -> Result:
     """A stream waits where a single request would be refused."""
     while True:
         try:
-            return await admission.submit(work, size)
+            return await admission.submit(work, size, kind=kind)
         except QueueFull:
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _stopped(error: RequestError) -> bytes:
+    return _line(Refused(None, error.status, f"stopped here, send the rest again: {error.reason}"))
 
 
 def _line(result: Put | Delete | Refused) -> bytes:

@@ -32,8 +32,28 @@ def path_of(port: int, process: int) -> Path:
 
 
 def paths_of(port: int) -> list[Path]:
-    """Those of all processes that serve `port`."""
-    return sorted(FOLDER.glob(f"{port}-*.sock"), key=lambda path: int(path.stem.partition("-")[2]))
+    """Those of all processes that serve `port`; one that a killed process left is removed."""
+    paths = [path for path in FOLDER.glob(f"{port}-*.sock") if _listens(path)]
+    return sorted(paths, key=lambda path: int(path.stem.partition("-")[2]))
+
+
+def _listens(path: Path) -> bool:
+    """Whether a process is behind it. Whoever listens has done so since before the path was theirs."""
+    try:
+        found = path.stat()
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)  # one whose callers queue is there too
+            connection.connect(str(path))
+    except ConnectionRefusedError:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), found):  # and not that of a process that has come since
+                path.unlink()
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:  # there, and it is for who asks to hear what it says
+        return True
+    return True
 
 
 class Control(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -47,12 +67,14 @@ class Control(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.commands = commands
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of a process that was killed
+        begun = path.with_suffix(".new")  # refuses connections until it listens, and then takes any other one's place
+        begun.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
-            super().__init__(str(path), _Handler)
+            super().__init__(str(begun), _Handler)
         finally:
             os.umask(before)
+        begun.rename(path)
 
     def close(self) -> None:
         """Answer nobody any more."""
@@ -67,7 +89,10 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         try:
-            given = json.loads(self.rfile.readline())
+            line = self.rfile.readline()
+            if not line:  # it was asked only whether it listens
+                return
+            given = json.loads(line)
             answer = self.server.commands[given.pop("do")](given)
         except Exception as error:
             log.warning("a command on the control socket failed: %s", error)

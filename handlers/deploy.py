@@ -11,7 +11,9 @@ does any of them answer with it. Reads the control sockets in var/run/ of this f
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from encoder.manifest import Manifest, ManifestError
 from handlers.control import FOLDER, ControlError, ask, paths_of
@@ -31,15 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         Manifest.read(chosen.model_store, chosen.file)  # before anybody is asked to load it
-        print(deploy(chosen.port, chosen.name, chosen.model_store, chosen.file, chosen.keep))
+        done = deploy(chosen.port, chosen.name, chosen.model_store, chosen.file, chosen.keep)
     except (ControlError, ManifestError) as error:
         print(f"akin: {error}", file=sys.stderr)
         return 1
-    return 0
+    print(done.line)
+    for reason in done.failures:
+        print(f"akin: {reason}; run this again, unless it comes back and learns it from the others", file=sys.stderr)
+    return 1 if done.failures else 0
 
 
-def deploy(port: int, name: str, store: Path, file: str = "encoder", keep: bool = False) -> str:
-    """What has become of it, as a line to read; raises `ControlError`, and then everything is as it was."""
+class Deployed(NamedTuple):
+    """What has become of it."""
+
+    line: str  # to read
+    failures: list[str]  # why, of each process that does not answer with it
+
+
+def deploy(port: int, name: str, store: Path, file: str = "encoder", keep: bool = False) -> Deployed:
+    """Have every process load the model, then every process answer with it.
+
+    Raises `ControlError`, and then none answers with it and none holds it. Once one does, the others follow where
+    they can: one that has died since it loaded asks the others what to serve when it comes back.
+    """
     processes = paths_of(port)
     if not processes:
         raise ControlError(
@@ -51,14 +67,23 @@ def deploy(port: int, name: str, store: Path, file: str = "encoder", keep: bool 
             loaded = ask(process, "load", name=name, model_store=str(store.resolve()), file=file)
     except ControlError:
         for process in processes:
-            ask(process, "discard", name=name)
+            with suppress(ControlError):  # gone, and what it had loaded too
+                ask(process, "discard", name=name)
         raise
+    swaps, failures = [], []
     for process in processes:
-        swapped = ask(process, "swap", name=name, keep=keep)
+        try:
+            swaps.append(ask(process, "swap", name=name, keep=keep))
+        except ControlError as error:
+            failures.append(f"{process.stem} does not answer with it: {error}")
+    if not swaps:
+        raise ControlError("; ".join(failures))
+    retired = swaps[0]["retired"]
     rows = "no gallery: k > 0 gets 409" if loaded["rows"] is None else f"a gallery of {loaded['rows']} images"
-    retired = f"; retired {', '.join(swapped['retired'])}" if swapped["retired"] else ""
-    count = f" in {len(processes)} processes" if len(processes) > 1 else ""
-    return f"{name} is {loaded['model']}{count}, with {rows}{retired}"
+    gone = f"; retired {', '.join(retired)}" if retired else ""
+    some = f"{len(swaps)} of " if failures else ""
+    count = f" in {some}{len(processes)} processes" if len(processes) > 1 else ""
+    return Deployed(f"{name} is {loaded['model']}{count}, with {rows}{gone}", failures)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ The event loop reads the body and writes the answer; what lies between is the ro
 """
 
 import asyncio
-import logging
-import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,16 +14,16 @@ from handlers.about import HeaderList, Headers, about, request_id
 from handlers.admission import Abandoned, Admission, Pace, QueueFull
 from handlers.metrics import Metrics
 from handlers.models import Models
-from handlers.service import RequestError, Service, error_json
+from handlers.refusals import Refusal, check_encoding, plain_error, refusal_of, retry_after
+from handlers.service import RequestError, Service
 from handlers.tokens import Access
 from handlers.underway import UnderWay
 from handlers.wire import client_gone
-from images.decode import ImageError
-from index.errors import GalleryError
 
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
 MAX_HELD_BYTES = 1 << 30  # of bodies that are being read or wait for a worker, all together
+MAX_DRAWINGS = 64  # requests that may wait for the map that is being drawn
 REFUSALS_PER_S = 250  # for a full queue: a twentieth of what one core could send
 CLIENT_GONE = 499  # what the log has in place of a status, as nginx writes it
 
@@ -32,12 +31,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Refusal = RequestError | ImageError
 Result = TypeVar("Result")
 
 JSON = b"application/json"
-
-log = logging.getLogger("akin")
 
 
 class ClientGone(Exception):
@@ -60,7 +56,9 @@ class Request:
     scope: Scope
     headers: Headers
     id: str  # the client's x-request-id, or ours
-    body: bytes = b""
+    kind: str = ""  # of work: what it is expected to take is learned from others of its kind
+    body: bytes = b""  # until it is settled
+    size: int = 0  # bytes of its body that have come
     timing_ms: dict[str, float] = field(default_factory=dict)  # by stage, for the Server-Timing header
     gone: Callable[[], bool] = lambda: False  # whether its client has hung up
     began: float = field(default_factory=perf_counter)
@@ -100,6 +98,11 @@ class Front:
     refusals: Pace = field(default_factory=lambda: Pace(REFUSALS_PER_S))
     held_bytes: int = 0  # of bodies
 
+    @cached_property
+    def drawers(self) -> Admission:
+        """One thread, apart from those that search: drawing a map takes seconds, once for all who ask."""
+        return Admission(1, MAX_DRAWINGS)
+
     @property
     def committing(self) -> Admission:
         """Where rows are written: apart, so that no prediction stands behind a sync of the disk."""
@@ -121,10 +124,33 @@ class Front:
         submitted = perf_counter()
 
         def timed() -> Result:
-            request.timing_ms["queue"] = (perf_counter() - submitted) * 1e3
+            waited_ms = (perf_counter() - submitted) * 1e3
+            request.timing_ms["queue"] = request.timing_ms.get("queue", 0.0) + waited_ms
             return work()
 
-        return await (admission or self.admission).submit(timed, len(request.body), request.gone)
+        return await (admission or self.admission).submit(timed, request.size, request.gone, request.kind)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more of bodies may be held."""
+        return self.held_bytes + size <= MAX_HELD_BYTES
+
+    def hold(self, size: int) -> None:
+        """Count bytes of a body that are kept from now on; raises `RequestError` 503 where there is no room."""
+        if self.held_bytes + size > MAX_HELD_BYTES:
+            self.metrics.reject("memory")
+            raise RequestError(
+                503, f"more than {MAX_HELD_BYTES} bytes of requests are held already; send again in a second"
+            )
+        self.held_bytes += size
+
+    def release(self, size: int) -> None:
+        """These bytes are not kept any more."""
+        self.held_bytes -= size
+
+    def settle(self, request: Request) -> None:
+        """Let go of the body of a request that has been worked for."""
+        self.release(request.size)
+        request.body = b""
 
     def prometheus(self) -> bytes:
         """What GET /metrics answers."""
@@ -141,6 +167,8 @@ class Front:
         self.admission.close()
         if self.writers is not None:
             self.writers.close()
+        if "drawers" in vars(self):  # somebody has asked for a map
+            self.drawers.close()
         for service in self.models.clear():
             service.close()
 
@@ -167,19 +195,24 @@ class Route:
     error_json: Callable[[Refusal], bytes]
     counted: bool = True  # as a prediction, in the metrics
     content_type: bytes = JSON  # of its answer; errors are JSON
+    kind: str = ""  # of its work, for what that is expected to take
+    writes: tuple[str, ...] = ()  # methods for which the token is asked before anything is read
 
 
 async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request, whatever comes."""
     headers: Headers = dict(scope["headers"])
-    request = Request(scope, headers, request_id(headers), gone=lambda: client_gone(receive))
-    unread = False
+    request = Request(scope, headers, request_id(headers), route.kind, gone=lambda: client_gone(receive))
+    unread, full = True, False
     arrived = perf_counter()
     try:
-        request.body = await _read_body(front, headers, receive, route.max_bytes)
-        arrived = perf_counter()
         if scope["method"] not in route.methods:
             raise _wrong_method(scope, route.methods)
+        if scope["method"] in route.writes:
+            front.access.check_write(headers)
+        await _read_body(front, request, receive, route.max_bytes)
+        unread = False
+        arrived = perf_counter()
         check_encoding(headers.get(b"content-encoding", b"").decode("latin-1"))
         answer = await route.answer(front, request)
         reply = answer if isinstance(answer, Reply) else Reply(answer, route.content_type)
@@ -187,17 +220,14 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
         front.metrics.reject("client gone")
         front.note(request, CLIENT_GONE, perf_counter() - arrived)
         return
-    except QueueFull as error:
-        reply = refusal(front, request, error, route.error_json)
-        front.held_bytes -= len(request.body)
-        request.body = b""
-        await asyncio.sleep(front.refusals.delay_s())
     except Exception as error:
         # Not kept beyond this block: its traceback holds this frame, and so the body.
         reply = refusal(front, request, error, route.error_json)
-        unread = isinstance(error, BodyTooLarge)
+        unread, full = unread and _has_body(headers), isinstance(error, QueueFull)
     finally:
-        front.held_bytes -= len(request.body)
+        front.settle(request)
+    if full:
+        await asyncio.sleep(front.refusals.delay_s())
     seconds = perf_counter() - arrived
     head = (*reply.headers, *about(request.id, seconds, request.timing_ms))
     allowed = ((b"allow", ", ".join(route.methods).encode()),) if reply.status == 405 else ()
@@ -231,26 +261,13 @@ async def send_reply(receive: Receive, send: Send, reply: Reply, unread: bool = 
         await send({"type": "http.response.body"})
 
 
-def plain_error(refusal: Refusal) -> bytes:
-    """The JSON of an error where no other API says how it looks."""
-    return error_json(refusal.status, refusal.reason)
-
-
 def media_type(headers: Headers) -> str:
     """The content type of the body, without its parameters."""
     return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
 
 
-def check_encoding(coding: str) -> None:
-    """Refuse a body that would have to be unpacked first: a small one may hold gigabytes."""
-    if coding not in ("", "identity"):
-        raise RequestError(415, f"the body is encoded as {coding[:40]!r}; send it as it is")
-
-
-def internal_error(error: Exception, request: str) -> str:
-    """Write an unexpected exception to the log; what the client is told instead."""
-    log.error("request %s failed", request, exc_info=error)
-    return f"internal error; the server's log has it as request {request}"
+def _has_body(headers: Headers) -> bool:
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
 
 def _wrong_method(scope: Scope, methods: tuple[str, ...]) -> RequestError:
@@ -265,58 +282,36 @@ def refusal(
     if isinstance(error, QueueFull):
         front.metrics.reject("queue full")
         retry_s = error.wait_s
-        reason = f"{error.waiting} requests wait already, about {error.wait_s * 1e3:.0f} ms of work; send again later"
-        error = RequestError(503, reason)
-    elif isinstance(error, GalleryError):
-        error = of_gallery(error)
-    elif not isinstance(error, RequestError | ImageError):
-        error = RequestError(500, internal_error(error, request.id))
-    return Reply(to_body(error), status=error.status, headers=retry_after(retry_s) if error.status == 503 else ())
+    refused = refusal_of(error, request.id)
+    headers = retry_after(retry_s) if refused.status == 503 else ()
+    return Reply(to_body(refused), headers=headers, status=refused.status)
 
 
-def retry_after(seconds: float) -> HeaderList:
-    """In whole seconds, as the header wants it; at least one."""
-    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
+async def _read_body(front: Front, request: Request, receive: Receive, limit: int) -> None:
+    """Read the whole body, at most `limit` bytes; a declared length over it is refused before anything is read.
 
-
-def of_gallery(error: GalleryError) -> RequestError:
-    """What an error of the index means to a client; what nobody outside can put right goes to the log too."""
-    if error.status == 500:
-        log.error("the gallery failed: %s", error)
-    return RequestError(error.status, str(error))
-
-
-async def _read_body(front: Front, headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes; a declared length over it is refused before anything is read.
-
-    What it returns is counted in `front.held_bytes`, and what it does not is not.
+    `request.size` of it is counted in `front.held_bytes`, also where this raises.
     """
-    declared = headers.get(b"content-length", b"0")
+    declared = request.headers.get(b"content-length", b"0")
     if int(declared) > limit:
         raise BodyTooLarge(declared.decode(), limit)
     message = await next_chunk(receive)
-    held = len(message["body"])
-    front.held_bytes += held
+    body: bytes = message["body"]
+    front.hold(len(body))
+    request.size = len(body)
     if not message["more_body"]:
-        return message["body"]
-    body = bytearray(message["body"])
-    try:
-        while message["more_body"]:
-            message = await next_chunk(receive)
-            body += message["body"]
-            front.held_bytes += len(message["body"])
-            held = len(body)
-            if held > limit:
-                raise BodyTooLarge(f"more than {limit}", limit)
-            if front.held_bytes > MAX_HELD_BYTES:
-                front.metrics.reject("memory")
-                raise RequestError(
-                    503, f"more than {MAX_HELD_BYTES} bytes of requests are held already; send again in a second"
-                )
-        return bytes(body)
-    except BaseException:
-        front.held_bytes -= held
-        raise
+        request.body = body
+        return
+    grown = bytearray(body)
+    while message["more_body"]:
+        message = await next_chunk(receive)
+        size = len(message["body"])
+        if request.size + size > limit:
+            raise BodyTooLarge(f"more than {limit}", limit)
+        front.hold(size)
+        request.size += size
+        grown += message["body"]
+    request.body = bytes(grown)
 
 
 async def next_chunk(receive: Receive) -> Message:

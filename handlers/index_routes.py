@@ -8,14 +8,17 @@ An id is the rest of the path, percent-decoded; slashes may stand in it as they 
 """
 
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import orjson
 
 from handlers.about import Headers
-from handlers.exchange import Front, Request, Route, plain_error
+from handlers.exchange import Front, Request, Route
 from handlers.inline import check_keys, parse_object, show
+from handlers.pages import MAP
+from handlers.refusals import plain_error
 from handlers.requests import id_of, is_json, query_of
 from handlers.rows import (
     MAX_ROW_BYTES,
@@ -49,15 +52,13 @@ def route_for(path: str, method: str) -> Route | None:
     if path == SEARCH and method == "POST":
         return _SEARCH
     if path.startswith(INDEX + "/"):
-        return _ROW
+        return _GET_ROW if method == "GET" else _ROW
     return _THUMBNAIL if path.startswith(THUMBNAILS) else None
 
 
 async def _row(front: Front, request: Request) -> bytes:
     """GET, PUT or DELETE one row."""
     id, method = id_of(request.scope, INDEX + "/"), request.scope["method"]
-    if method != "GET":
-        front.access.check_write(request.headers)
     service = front.service(request.model)
     if method == "GET":
         return await front.run(request, partial(_get, service, id), service)
@@ -65,6 +66,8 @@ async def _row(front: Front, request: Request) -> bytes:
         answer = await front.run(request, partial(_delete, service, id), service, front.committing)
         front.metrics.written("remove", 1)
         return answer
+    if f"{INDEX}/{id}" == MAP:
+        raise RequestError(400, f"no row can be read as {show(id)}: GET {MAP} is the map; choose another id")
     service.index()
     put = await front.run(request, partial(_prepare, service, id, request), service)
     await front.run(request, partial(store, service, [put]), service, front.committing)
@@ -174,7 +177,18 @@ def _missing(id: str) -> RequestError:
     )
 
 
-_STATS = Route(("GET",), MAX_ROW_BYTES, _stats, plain_error, counted=False)
-_ROW = Route(("GET", "PUT", "DELETE"), MAX_ROW_BYTES, _row, plain_error, counted=False)
-_SEARCH = Route(("POST",), MAX_BODY_BYTES, search, plain_error, counted=False)
-_THUMBNAIL = Route(("GET",), MAX_ROW_BYTES, _thumbnail, plain_error, counted=False, content_type=b"image/webp")
+_STATS = Route(("GET",), 0, _stats, plain_error, counted=False, kind="stats")
+_ROW = Route(
+    methods=("GET", "PUT", "DELETE"),
+    max_bytes=MAX_ROW_BYTES,
+    answer=_row,
+    error_json=plain_error,
+    counted=False,
+    kind="row",
+    writes=("PUT", "DELETE"),
+)
+_GET_ROW = replace(_ROW, max_bytes=0)
+_SEARCH = Route(("POST",), MAX_BODY_BYTES, search, plain_error, counted=False, kind="search")
+_THUMBNAIL = Route(
+    ("GET",), 0, _thumbnail, plain_error, counted=False, content_type=b"image/webp", kind="thumbnail"
+)

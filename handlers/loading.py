@@ -1,6 +1,8 @@
 """From settings to services: encoders with their golden vectors passed, each with the gallery that is its own."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 from encoder.batching import Batching
 from encoder.golden import golden_batch
@@ -32,44 +34,46 @@ def load(
         source.store, source.file, provider=settings.require_provider, idle_threads=settings.cores_for_one
     )
     manifest = encoder.manifest
-    first = source.name == settings.name and not successor
-    gallery, thumbnails = (_first_gallery if first else _other_gallery)(settings, source, encoder)
-    golden = encoder.embed(golden_batch(manifest.golden, manifest.preprocess.size))
-    if gallery is not None:
-        # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.
-        gallery.search(golden.vectors, 1)
-    batch = settings.max_batch or (GPU_BATCH if encoder.provider in GPU_PROVIDERS else 1)
-    runner: Encoder | Batching = encoder if batch == 1 else Batching(encoder, batch, settings.batch_wait_ms)
     observe = metrics.observer(manifest.model_id, encoder.provider)
+    with ExitStack() as opened:  # closed again where anything fails
+        gallery, thumbnails = _open_gallery(settings, source, encoder, successor, opened)
+        golden = encoder.embed(golden_batch(manifest.golden, manifest.preprocess.size))
+        if gallery is not None:
+            # FAISS and its BLAS take 30 ms to wake at their first search; nobody's request shall wait for that.
+            gallery.search(golden.vectors, 1)
+        batch = settings.max_batch or (GPU_BATCH if encoder.provider in GPU_PROVIDERS else 1)
+        runner: Encoder | Batching = encoder if batch == 1 else Batching(encoder, batch, settings.batch_wait_ms)
+        opened.pop_all()
     return Service(runner, gallery, observe, thumbnails, alone)
 
 
-def _first_gallery(settings: Settings, source: Source, encoder: Encoder) -> tuple[Index, Thumbnails | None]:
-    """The gallery of the settings: the default one, seeded where it is new, or that of the images, up to date."""
-    manifest, where = encoder.manifest, settings.where
-    images = None if settings.images is None else open_source(settings.images)
-    thumbnails = Thumbnails.open(settings.thumbnails_folder) if settings.keeps_thumbnails else None
-    if where == DEFAULT_GALLERY:
-        seed_gallery(source.store, manifest, DEFAULT_GALLERY)
-    gallery = open_index(where, manifest.model_digest, manifest.dimension, settings.ram, settings.factory)
-    if images is not None:
-        _fill(settings, images, gallery, encoder, thumbnails)
-    return gallery, thumbnails
+def _open_gallery(
+    settings: Settings, source: Source, encoder: Encoder, successor: bool, opened: ExitStack
+) -> tuple[Index | None, Thumbnails | None]:
+    """The gallery of a model and its thumbnails, which are closed with `opened`.
 
-
-def _other_gallery(settings: Settings, source: Source, encoder: Encoder) -> tuple[Index | None, Thumbnails | None]:
-    """The gallery of another model or of a newer version: one there is, its seed, or the settings' images anew."""
+    The settings' own model has the gallery of the settings, seeded where it is the default one and new. Another
+    model, or a newer version, has one of its own: one there is, its seed, or the settings' images anew.
+    """
     manifest = encoder.manifest
-    folder = settings.gallery_of(source.name, manifest.model_digest[:12])
-    images = None
-    if settings.images is not None and source.name == settings.name:
-        images = open_source(settings.images)
-    if images is None and manifest.gallery_seed is None and not folder.exists():
-        return None, None
-    if images is None:
-        seed_gallery(source.store, manifest, folder)
-    gallery = open_index(folder, manifest.model_digest, manifest.dimension, settings.ram, settings.factory)
-    thumbnails = Thumbnails.open(folder) if settings.keeps_thumbnails else None
+    own = source.name == settings.name
+    images = open_source(settings.images) if own and settings.images is not None else None
+    where: str | Path
+    if own and not successor:
+        where, pictures = settings.where, settings.thumbnails_folder
+        seeded = where == DEFAULT_GALLERY
+    else:
+        where = pictures = settings.gallery_of(source.name, manifest.model_digest[:12])
+        seeded = images is None
+        if seeded and manifest.gallery_seed is None and not where.exists():
+            return None, None
+    if seeded:
+        seed_gallery(source.store, manifest, Path(where))
+    gallery = open_index(where, manifest.model_digest, manifest.dimension, settings.ram, settings.factory)
+    opened.callback(gallery.close)
+    thumbnails = Thumbnails.open(pictures) if settings.keeps_thumbnails else None
+    if thumbnails is not None:
+        opened.callback(thumbnails.close)
     if images is not None:
         _fill(settings, images, gallery, encoder, thumbnails)
     return gallery, thumbnails

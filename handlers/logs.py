@@ -63,7 +63,7 @@ def _log(request: "Request", status: int, seconds: float) -> None:
         "method": scope["method"],
         "path": path,
         "status": status,
-        "bytes": len(request.body),
+        "bytes": request.size,
         "ms": round(seconds * 1e3, 3),
         "stages_ms": {stage: round(ms, 3) for stage, ms in request.timing_ms.items()},
     }

@@ -3,7 +3,7 @@
 A version is the first 12 hex of the model's digest, as answers show it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from handlers.service import RequestError, Service
@@ -33,12 +33,17 @@ class Models:
         self.default = default
         self._by_name: dict[str, _Versions] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether they are loaded. They come all at once, so that no name is unknown only because it still loads."""
+        return bool(self._by_name)
+
     def service(self, name: str | None = None, version: str | None = None) -> Service:
-        """The service of a model; raises `RequestError` 503 before there is any, 404 where there is no such one."""
+        """The service of a model; raises `RequestError` 503 before they are ready, 404 where there is no such one."""
         name = self.default if name is None else name
         versions = self._by_name.get(name)
         if versions is None:
-            if not self._by_name:
+            if not self.ready:
                 raise RequestError(503, "the encoder is still loading; /readyz tells when to send again")
             raise RequestError(404, f"no model {name[:40]!r} here; there is {' and '.join(map(repr, self._by_name))}")
         service = versions.services.get(versions.current if version is None else version)
@@ -70,11 +75,19 @@ class Models:
 
         keep: the versions that are there stay, and answer to those who name them.
         """
-        version = version_of(service)
-        before = self._by_name[name].services if name in self._by_name else {}
-        after = (before if keep else {}) | {version: service}
-        self._by_name = self._by_name | {name: _Versions(version, after)}
-        return [old for old in before.values() if old not in after.values()]
+        return self.put_all([(name, service)], keep)
+
+    def put_all(self, named: Sequence[tuple[str, Service]], keep: bool = False) -> list[Service]:
+        """`put` for several in their order: nobody sees one of them without the others."""
+        before = [served.service for served in self] + [service for _, service in named]
+        after = dict(self._by_name)
+        for name, service in named:
+            version = version_of(service)
+            kept = after[name].services if keep and name in after else {}
+            after[name] = _Versions(version, kept | {version: service})
+        self._by_name = after
+        there = [served.service for served in self]
+        return [old for old in before if old not in there]
 
     def clear(self) -> list[Service]:
         """Serve nothing any more; what was served."""

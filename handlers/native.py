@@ -97,7 +97,7 @@ def serve(settings: Settings) -> int:
             "load": rollout.load,
             "swap": rollout.swap,
             "discard": rollout.discard,
-            "ready": lambda given: {"ready": server.listening.is_set() and any(True for _ in front.models)},
+            "ready": lambda given: {"ready": server.listening.is_set() and front.models.ready},
             "wedged": lambda given: {"reason": front.wedged()},
             "describe": lambda given: {"text": _describe(settings, front, port)},
             "metrics": lambda given: {"text": front.metrics.render().decode()},
@@ -131,6 +131,7 @@ def serve(settings: Settings) -> int:
     if not (steps and server.should_exit):
         server.run(sockets=[listener])
     control.close()
+    rollout.close()
     front.close()
     if failures:
         if not isinstance(failures[0], STARTUP_ERRORS):

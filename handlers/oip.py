@@ -28,8 +28,8 @@ from handlers.exchange import Front
 from handlers.inline import show
 from handlers.models import Models, version_of
 from handlers.openai import MAX_INPUTS
-from handlers.service import MAX_K, RequestError, Service
-from images.decode import ImageError, decode
+from handlers.service import MAX_K, RequestError, Service, at_place
+from images.decode import ImageError
 
 INPUT = "image"
 PIXELS, ENCODED = "UINT8", "BYTES"
@@ -198,7 +198,7 @@ def _elements(data: bytes | memoryview, count: int) -> list[bytes]:
     for number in range(count):
         begin = place + LENGTH_BYTES
         place = begin + int.from_bytes(data[place:begin], "little")
-        if place > len(data) or begin > len(data):
+        if place > len(data):
             where = f"image {number + 1} of {count}"
             raise RequestError(400, f"the BYTES end within {where}; send each image behind its length in 4 bytes")
         elements.append(bytes(data[begin:place]))
@@ -257,18 +257,12 @@ def _decoded(service: Service, images: list[bytes], timing_ms: dict[str, float])
     pixels = np.empty((len(images), *_image_shape(service)), np.uint8)
     timing_ms["decode"] = 0.0
     for number, image in enumerate(images):
-        started = perf_counter()
-        try:
-            pixels[number] = decode(image, service.encoder.manifest.preprocess)
-        except ImageError as error:
-            raise at_place(error, number, len(images)) from None
-        timing_ms["decode"] += service.stage_ms("decode", started)
+        decoded = service.decoded(image)
+        if isinstance(decoded, ImageError):
+            raise at_place(decoded, number, len(images))
+        pixels[number], ms = decoded
+        timing_ms["decode"] += ms
     return pixels
-
-
-def at_place(error: ImageError, number: int, count: int) -> ImageError:
-    """The error of one image, whose request it fails."""
-    return ImageError(error.status, f"image {number + 1} of {count}: {error.reason}" if count > 1 else error.reason)
 
 
 def described(service: Service, name: str, id: str) -> dict[str, str]:

@@ -26,7 +26,6 @@ from handlers.exchange import (
     CLIENT_GONE,
     MAX_HELD_BYTES,
     Front,
-    Refusal,
     Reply,
     Request,
     refusal,
@@ -49,6 +48,7 @@ from handlers.oip import (
     server_metadata,
 )
 from handlers.openai import MAX_BODY_BYTES
+from handlers.refusals import Refusal
 from handlers.service import RequestError, Service
 
 SERVICE = "inference.GRPCInferenceService"
@@ -118,7 +118,7 @@ class GrpcServer:
         try:
             if name not in OPEN:
                 front.access.check_read(request.headers)
-            request.body = await self._read(context)
+            await self._read(request, context)
             arrived = perf_counter()
             payload = await ANSWERS[name](front, request)
         except asyncio.CancelledError:
@@ -130,9 +130,8 @@ class GrpcServer:
             reply = refusal(front, request, error, _text)
             full = isinstance(error, QueueFull)
         finally:
-            front.held_bytes -= len(request.body)
+            front.settle(request)  # what abort raises keeps this frame, and the request, until the collector comes
         if full:
-            request.body = b""
             await asyncio.sleep(front.refusals.delay_s())
         seconds, status = perf_counter() - arrived, 200 if reply is None else reply.status
         if name == "ModelInfer":
@@ -142,14 +141,13 @@ class GrpcServer:
         if reply is None:
             context.set_trailing_metadata(trailer)
             return payload
-        request.body = b""  # what abort raises keeps this frame until the collector comes
         code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else CODES.get(status, grpc.StatusCode.UNKNOWN)
         await context.abort(code, reply.payload.decode(), (*trailer, *_metadata(reply.headers)))
         raise AssertionError("abort raises")
 
-    async def _read(self, context: Context) -> bytes:
+    async def _read(self, request: Request, context: Context) -> None:
         """The call's message, which then is counted in `front.held_bytes`."""
-        front, reading = self._front, asyncio.ensure_future(context.read())
+        reading = asyncio.ensure_future(context.read())
         try:
             if not (await asyncio.wait((reading,), timeout=QUICK_SECONDS))[0]:
                 await self._wait_longer(reading)
@@ -158,13 +156,8 @@ class GrpcServer:
             reading.cancel()
         if body is grpc.aio.EOF:
             raise RequestError(400, "the call has no message; send one")
-        if front.held_bytes + len(body) > MAX_HELD_BYTES:
-            front.metrics.reject("memory")
-            raise RequestError(
-                503, f"more than {MAX_HELD_BYTES} bytes of requests are held already; send again in a second"
-            )
-        front.held_bytes += len(body)
-        return bytes(body)
+        self._front.hold(len(body))
+        request.body, request.size = bytes(body), len(body)
 
     async def _wait_longer(self, reading: "asyncio.Future[bytes]") -> None:
         if self._slow >= MAX_SLOW:
@@ -191,7 +184,7 @@ def _request(name: str, context: Context) -> Request:
     }
     client = unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")  # of ipv6:%5B::1%5D:50504
     scope = {"method": "POST", "path": f"/{SERVICE}/{name}", "client": (client, 0)}
-    return Request(scope, headers, request_id(headers))
+    return Request(scope, headers, request_id(headers), kind="infer")
 
 
 def _text(refused: Refusal) -> bytes:
@@ -210,7 +203,7 @@ async def _server_live(front: Front, request: Request) -> bytes:
 
 
 async def _server_ready(front: Front, request: Request) -> bytes:
-    return _bytes(messages.ServerReadyResponse(ready=any(True for _ in front.models)))
+    return _bytes(messages.ServerReadyResponse(ready=front.models.ready))
 
 
 async def _server_metadata(front: Front, request: Request) -> bytes:

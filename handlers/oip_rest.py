@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from handlers.exchange import Front, Refusal, Reply, Request, Route
+from handlers.exchange import Front, Reply, Request, Route
 from handlers.inline import check_keys, image_of, parse_object, show
 from handlers.oip import (
     ENCODED,
@@ -20,7 +20,6 @@ from handlers.oip import (
     Asked,
     Images,
     Output,
-    at_place,
     check_input,
     check_tensor_parameters,
     choose_outputs,
@@ -34,7 +33,8 @@ from handlers.oip import (
     server_metadata,
 )
 from handlers.openai import MAX_BODY_BYTES
-from handlers.service import RequestError, Service, to_json
+from handlers.refusals import Refusal
+from handlers.service import RequestError, Service, at_place, to_json
 from images.decode import ImageError
 
 SERVER = "/v2"
@@ -210,4 +210,4 @@ def _error_json(refusal: Refusal) -> bytes:
 _SERVER = Route(methods=("GET",), max_bytes=0, answer=_server, error_json=_error_json, counted=False)
 _MODEL = Route(methods=("GET",), max_bytes=0, answer=_model, error_json=_error_json, counted=False)
 _INDEX = Route(methods=("POST",), max_bytes=4096, answer=_index, error_json=_error_json, counted=False)
-_INFER = Route(methods=("POST",), max_bytes=MAX_BODY_BYTES, answer=_infer, error_json=_error_json)
+_INFER = Route(methods=("POST",), max_bytes=MAX_BODY_BYTES, answer=_infer, error_json=_error_json, kind="infer")

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from handlers.exchange import Front, Refusal, Request, Route
+from handlers.exchange import Front, Request, Route
 from handlers.inline import IMAGE_HOW_TO, embed_readable, image_of, show
 from handlers.models import Models
+from handlers.refusals import Refusal
 from handlers.service import Answer, Options, RequestError, Service, in_base64, to_json
 from images.decode import ImageError
 
@@ -169,5 +170,5 @@ def _error_json(refusal: Refusal) -> bytes:
     return to_json({"error": _error(refusal)})
 
 
-_EMBEDDINGS = Route(methods=("POST",), max_bytes=MAX_BODY_BYTES, answer=_embed, error_json=_error_json)
+_EMBEDDINGS = Route(("POST",), MAX_BODY_BYTES, _embed, _error_json, kind="embeddings")
 _MODELS = Route(methods=("GET",), max_bytes=0, answer=_list_models, error_json=_error_json, counted=False)

@@ -41,8 +41,6 @@ _MODELS = strict(
     }
 )
 
-_ALIVE = strict({"status": {"const": "alive"}})
-
 
 def _read(operation: str, summary: str, answer: Schema, *errors: str) -> Schema:
     return {"get": {"operationId": operation, "summary": summary, "responses": responses(answer, *errors)}}

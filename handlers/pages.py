@@ -4,14 +4,14 @@ The files are read once, at import; nothing else in the folder or outside it has
 server alone and runs no script but its own file's: what a hostile label writes into it stays text.
 """
 
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from handlers.admission import Admission
-from handlers.exchange import Front, Reply, Request, Route, Scope, plain_error
+from handlers.exchange import Front, Reply, Request, Route, Scope
 from handlers.inline import check_keys, show
+from handlers.refusals import plain_error
 from handlers.requests import query_of
 from handlers.service import RequestError, Service, to_json
 from index.face import Index
@@ -39,7 +39,6 @@ GUARDS = (
     (b"vary", b"accept"),  # the same path answers with JSON those who ask for that
 )
 MAX_BODY_BYTES = 0
-MAX_WAITING = 64  # for the map that is being drawn
 
 
 def route_for(scope: Scope) -> Route | None:
@@ -75,7 +74,7 @@ async def _map(front: Front, request: Request) -> bytes:
     check_keys(query, ("limit",))
     limit = _parse_limit(query.get("limit", str(MAX_POINTS)))
     service = front.service(request.model)
-    return await front.run(request, partial(_draw, service, limit), service, _drawers())
+    return await front.run(request, partial(_draw, service, limit), service, front.drawers)
 
 
 def _draw(service: Service, limit: int) -> bytes:
@@ -91,15 +90,9 @@ def _parse_limit(text: str) -> int:
     return int(text)
 
 
-@cache
-def _drawers() -> Admission:
-    """One thread, apart from those that search: drawing takes seconds, and what is drawn is there for all."""
-    return Admission(1, MAX_WAITING)
-
-
-_maps: WeakKeyDictionary[Index, GalleryMap] = WeakKeyDictionary()  # for `_drawers` alone
+_maps: WeakKeyDictionary[Index, GalleryMap] = WeakKeyDictionary()  # for the thread of `Front.drawers` alone
 
 
 _FILES = {file.name: _file_route(file) for file in sorted(FOLDER.iterdir()) if file.suffix in CONTENT_TYPES}
 _HOME = _FILES["index.html"]
-_MAP = Route(("GET",), MAX_BODY_BYTES, _map, plain_error, counted=False)
+_MAP = Route(("GET",), MAX_BODY_BYTES, _map, plain_error, counted=False, kind="map")

@@ -12,9 +12,20 @@ from urllib.parse import parse_qsl, quote
 import numpy as np
 
 from handlers.about import HeaderList, Headers
-from handlers.exchange import Front, Reply, Request, Route, media_type, plain_error
+from handlers.exchange import Front, Reply, Request, Route, media_type
+from handlers.inline import check_keys
 from handlers.multipart import OPTION_NAMES, parse_multipart
-from handlers.service import WITHOUT_NEIGHBORS, Answer, Options, RequestError, Service, answer_json, batch_json
+from handlers.refusals import plain_error
+from handlers.service import (
+    WITHOUT_NEIGHBORS,
+    Answer,
+    Options,
+    RequestError,
+    Service,
+    answer_json,
+    at_place,
+    batch_json,
+)
 from images.decode import MAX_BYTES, ImageError
 
 PREFIX = "/predictions/"
@@ -30,6 +41,8 @@ async def _answer(front: Front, request: Request) -> bytes | Reply:
     """Check what needs no worker, then wait for one."""
     name, _, version = request.scope["path"].removeprefix(PREFIX).partition("/")
     service = front.service(name, version or None)
+    if request.headers.get(b"content-type", b"").startswith(b"multipart/"):
+        request.kind = "form"  # sixteen small images take longer than one of their size
     return await front.run(request, partial(_work, service, request), service)
 
 
@@ -70,7 +83,9 @@ def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
 @lru_cache(maxsize=256)  # clients send the same few again and again
 def _parsed(query: bytes) -> dict[str, str]:
     """By name; of a name given twice the later value. Nobody may change what this returns."""
-    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    check_keys(given, OPTION_NAMES)
+    return given
 
 
 @lru_cache(maxsize=256)
@@ -92,8 +107,7 @@ def _binary(service: Service, images: Sequence[bytes], request: Request, content
     good: list[Answer] = []
     for number, answer in enumerate(answers):
         if isinstance(answer, ImageError):
-            where = f"image {number + 1} of {len(answers)}: " if len(answers) > 1 else ""
-            raise ImageError(answer.status, where + answer.reason)
+            raise at_place(answer, number, len(answers))
         good.append(answer)
     vectors = good[0]["embedding"] if len(good) == 1 else np.stack([answer["embedding"] for answer in good])
     return Reply(_bytes(vectors, content_type), content_type, _described(good))
@@ -123,4 +137,4 @@ def _quoted(label: str) -> bytes:
 
 
 # PUT is what `curl -T photo.jpg` sends.
-PREDICTIONS = Route(methods=("POST", "PUT"), max_bytes=MAX_BYTES, answer=_answer, error_json=plain_error)
+PREDICTIONS = Route(("POST", "PUT"), MAX_BYTES, _answer, plain_error, kind="photo")

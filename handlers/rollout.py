@@ -5,6 +5,7 @@ load ─► golden vectors ─► its gallery ─► swap one reference ─► w
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +40,27 @@ class Rollout:
         self._steps: list[Step] = []
 
     def start(self, steps: Sequence[Step] = ()) -> None:
-        """Serve what another process has come to in these steps; without any, the models of the settings."""
-        with self._one_at_a_time:
-            for step in steps or [Step(one.name, str(one.store), one.file, False) for one in self._settings.sources]:
-                self._front.models.put(step.name, self._load(step), keep=True)
-                self._steps.append(step)
+        """Serve what another process has come to in these steps; without any, the models of the settings.
+
+        All of them from one moment on. Raises where one cannot be loaded, and then none is left open.
+        """
+        steps = steps or [Step(one.name, str(one.store), one.file, False) for one in self._settings.sources]
+        with self._one_at_a_time, ExitStack() as opened:
+            loaded: list[tuple[str, Service]] = []
+            for step in steps:
+                service = self._load(step)
+                opened.callback(service.close)
+                loaded.append((step.name, service))
+            retired = self._front.models.put_all(loaded, keep=True)
+            self._steps += steps
+            opened.pop_all()
+        for old in retired:  # the same version came twice
+            old.close()
+
+    def close(self) -> None:
+        """Close what was loaded and not swapped in; what is served is the front's."""
+        while self._loaded:
+            self._loaded.popitem()[1][1].close()
 
     def steps(self, given: dict[str, Any]) -> dict[str, Any]:
         """For a process that joins, or comes back: what it shall serve."""

@@ -138,7 +138,7 @@ class Service:
         """
         gallery = self._gallery_for(options)
         with self.encoder.coming():
-            decoded = [self._decode(image) for image in images]
+            decoded = [self.decoded(image) for image in images]
             good = [item for item in decoded if not isinstance(item, ImageError)]
             if not good:
                 return [item for item in decoded if isinstance(item, ImageError)]
@@ -182,7 +182,8 @@ class Service:
         if self.gallery is not None:
             self.gallery.close()
 
-    def _decode(self, image: bytes) -> "_Decoded | ImageError":
+    def decoded(self, image: bytes) -> "_Decoded | ImageError":
+        """An image's pixels, or what is wrong with it."""
         started = perf_counter()
         try:
             pixels = decode(image, self.encoder.manifest.preprocess)
@@ -237,6 +238,11 @@ class Service:
         if "timing_ms" in fields:
             answer["timing_ms"] = timing_ms
         return answer
+
+
+def at_place(error: ImageError, number: int, count: int) -> ImageError:
+    """The error of one image of several, whose request it fails."""
+    return ImageError(error.status, f"image {number + 1} of {count}: {error.reason}" if count > 1 else error.reason)
 
 
 def to_json(value: object) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from encoder.cores import cores
 from encoder.session import OPENVINO_PROVIDER, PROVIDERS
@@ -14,6 +15,8 @@ from handlers.logs import FORMATS
 from handlers.tokens import VARIABLE
 from index.errors import RowRefused
 from index.open import DEFAULT_GALLERY, GALLERIES, MILVUS, own_gallery, parse_bytes
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class Settings:
         models("--also", action="append", default=[], metavar="NAME[=STORE]", help="another model beside it")
         models("--require-provider", choices=(*PROVIDERS, OPENVINO_PROVIDER), metavar="NAME", help=_providers())
         models("--max-batch", type=_whole(1, 1024), help="images a call (default: 32 on a GPU, else 1)")
-        models("--batch-wait-ms", type=float, default=cls.batch_wait_ms, help="held at most so long for it" + shown)
+        waiting = "held at most so long for it" + shown
+        models("--batch-wait-ms", type=_number(0, 1000), default=cls.batch_wait_ms, help=waiting)
 
         index = parser.add_argument_group("index")
         add = index.add_argument
@@ -164,8 +168,9 @@ class Settings:
         waiting = "work that may wait before a request; beyond it 503" + shown
         limits("--max-wait-ms", type=_whole(1, 3_600_000), default=cls.max_wait_ms, help=waiting)
         limits("--connections", type=_whole(1, 1_000_000), default=cls.connections, help="open at once" + shown)
-        limits("--header-seconds", type=float, default=cls.header_seconds, help="for a request's head" + shown)
-        limits("--body-seconds", type=float, default=cls.body_seconds, help="for its body, if it is small" + shown)
+        seconds = _number(0.1, 3600)
+        limits("--header-seconds", type=seconds, default=cls.header_seconds, help="for a request's head" + shown)
+        limits("--body-seconds", type=seconds, default=cls.body_seconds, help="for its body, if it is small" + shown)
         chosen = vars(parser.parse_args(argv))
         return cls(**chosen | {"also": tuple(chosen["also"])})
 
@@ -202,10 +207,23 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     """An argparse type: a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        number = int(text)
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{number} is not within {low} to {high}")
-        return number
+        return _within(int(text), low, high)
 
     parse.__name__ = "whole number"  # what argparse calls it in "invalid ... value"
     return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        return _within(float(text), low, high)
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _within(number: Number, low: float, high: float) -> Number:
+    if not low <= number <= high:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{number} is not within {low} to {high}")
+    return number

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from handlers import logs
-from handlers.about import about, new_id
+from handlers.about import about, new_id, request_id
 from handlers.service import error_json
 
 LINGER_SECONDS = 2.0  # how long a refused client may go on sending, so that it reads our answer and not a reset
@@ -256,11 +256,17 @@ class Wire(HttpToolsProtocol):
         self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _write_error(self, status: int, text: str, header: bytes = b"") -> None:
-        body, id = error_json(status, text), new_id()
+        body, id = error_json(status, text), self._request_id()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
         named = b"".join(b"%s: %s\r\n" % each for each in about(id, 0.0, {}))  # no work was done
         self.transport.write(b"".join((STATUS_LINE[status], head, named, header, b"\r\n", body)))
         logs.turned_away(id, self.client, status, text)
+
+    def _request_id(self) -> str:
+        """The client's own where it has been parsed: of the latest request, unless that has its answer already."""
+        if self.scope is None or (not self._in_head and self.cycle.response_complete):
+            return new_id()
+        return request_id(dict(self.scope["headers"]))
 
 
 def wire(limits: Limits, rejected: Callable[[str], None]) -> type[Wire]:

@@ -93,12 +93,14 @@ def check_text(what: str, row: int, text: object, limit: int) -> None:
 def _to_json(row: int, metadata: Mapping[str, Any]) -> str | None:
     try:
         fields = dict(metadata)
-        # What answers are written with refuses numbers beyond 64 bits, broken Unicode and more than 254 levels; the
-        # standard library refuses NaN and what is no JSON.
-        orjson.dumps(fields)
+        # What answers are written with refuses numbers beyond 64 bits, broken Unicode and more than 254 levels, of
+        # which a search has four around it; the standard library refuses NaN and what is no JSON.
+        orjson.dumps([[[[fields]]]])
         document = json.dumps(fields, allow_nan=False) if fields else None
     except (TypeError, ValueError, RecursionError) as error:
-        raise RowRefused(f"metadata of row {row} is no JSON object ({error}); nothing was changed") from error
+        raise RowRefused(
+            f"metadata of row {row} is no JSON object that an answer can carry ({error}); nothing was changed"
+        ) from error
     if document is not None and NUL.search(document):  # SQLite's JSON would end there
         raise RowRefused(f"metadata of row {row} holds a NUL character; replace it")
     if document is not None and len(document) > MAX_METADATA_BYTES:

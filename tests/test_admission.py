@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import sleep
 
 import pytest
 
@@ -167,10 +168,10 @@ def test_a_queue_of_too_much_work_refuses_and_says_how_long_it_is() -> None:
     async def scenario(admission: Admission, gate: threading.Event) -> None:
         admission.max_wait_s = 0.25
         for _ in range(50):  # until it knows that such a job takes a tenth of a second
-            admission._costs.learn(1000, 0.1)
-        under_way = [admission.submit(gate.wait, size=1000)]
+            admission._costs.learn(1000, 0.1, "photo")
+        under_way = [admission.submit(gate.wait, size=1000, kind="photo")]
         while admission.wait_s <= 0.25:
-            under_way.append(admission.submit(gate.wait, size=1000))
+            under_way.append(admission.submit(gate.wait, size=1000, kind="photo"))
         assert len(under_way) == 3
         assert admission.wait_s == pytest.approx(0.3)
         with pytest.raises(QueueFull) as full:
@@ -206,6 +207,37 @@ def test_what_a_job_costs_is_learned_from_those_of_its_size() -> None:
     assert costs.expected_s(2500) == pytest.approx(0.002)
     assert costs.expected_s(5_000_000) == costs.expected_s(60_000_000) == pytest.approx(0.05)
     assert costs.expected_s(0) == pytest.approx(0.002)
+
+
+def test_what_a_kind_of_job_costs_says_nothing_about_another_kind() -> None:
+    costs = Costs()
+    for _ in range(100):
+        costs.learn(80_000, 0.003, "photo")
+        costs.learn(80_000, 16 * 0.002, "bulk")  # sixteen photos of 5 KB
+        costs.learn(80_000, 0.0001, "search")
+    assert costs.expected_s(80_000, "photo") == pytest.approx(0.003)
+    assert costs.expected_s(80_000, "bulk") == pytest.approx(0.032)
+    assert costs.expected_s(80_000, "search") == pytest.approx(0.0001)
+    assert costs.expected_s(80_000, "row") == 0
+
+
+def test_a_job_teaches_its_own_kind_and_one_that_fails_teaches_nothing() -> None:
+    def fail() -> None:
+        raise ValueError("unsupported")
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        await admission.submit(lambda: sleep(0.02), size=80_000, kind="bulk")
+        with pytest.raises(ValueError, match="unsupported"):
+            await admission.submit(fail, size=80_000, kind="photo")
+        assert admission._costs.expected_s(80_000, "bulk") >= 0.02
+        assert admission._costs.expected_s(80_000, "photo") == 0
+        for _ in range(50):
+            admission._costs.learn(80_000, 0.1, "photo")
+        with suppress(ValueError):
+            await admission.submit(fail, size=80_000, kind="photo")
+        assert admission._costs.expected_s(80_000, "photo") == pytest.approx(0.1)
+
+    play(scenario, threads=1, capacity=1)
 
 
 def test_a_job_whose_client_has_gone_is_not_run_and_costs_nobody_anything() -> None:

@@ -1,9 +1,11 @@
 """The control socket: a line each way, for the user of the server alone."""
 
 import os
+import socket
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,39 @@ def test_it_goes_with_the_server_and_one_that_a_killed_server_left_is_no_hindran
         ask(left, "here")
 
 
+@contextmanager
+def listening(*paths: Path) -> Iterator[None]:
+    """Processes that listen, and answer when they come to it."""
+    with ExitStack() as opened:
+        for path in paths:
+            opened.callback(Control(path, {}).server_close)
+        yield
+
+
 def test_the_processes_of_a_port_are_found_in_their_order() -> None:
-    for process in (10, 2, 1):
-        path = path_of(8080, process)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    path_of(808, 1).touch()
-    assert paths_of(8080) == [path_of(8080, process) for process in (1, 2, 10)]
+    with listening(*(path_of(8080, process) for process in (10, 2, 1)), path_of(808, 1)):
+        assert paths_of(8080) == [path_of(8080, process) for process in (1, 2, 10)]
+
+
+def test_the_socket_of_a_killed_process_is_left_out_and_removed() -> None:
+    live, dead = path_of(8080, 1), path_of(8080, 3)
+    with listening(live):
+        with listening(dead):
+            pass
+        assert dead.exists()
+        assert paths_of(8080) == [live]
+        assert live.exists() and not dead.exists()
+
+
+def test_one_whose_callers_queue_is_live() -> None:
+    live = path_of(8080, 1)
+    with listening(live), ExitStack() as callers:
+        for _ in range(Control.request_queue_size + 1):
+            callers.enter_context(socket.socket(socket.AF_UNIX)).connect(str(live))
+        assert paths_of(8080) == [live]
+
+
+def test_to_be_looked_for_is_no_failed_command(control: Control, caplog: pytest.LogCaptureFixture) -> None:
+    assert paths_of(8080) == [path_of(8080, 0)]
+    assert ask(path_of(8080, 0), "double", number=1) == {"is": 2}
+    assert caplog.messages == []

@@ -5,17 +5,20 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from encoder.manifest import Manifest
-from handlers.control import paths_of
+from handlers.control import Command, Control, ControlError, path_of, paths_of
+from handlers.deploy import deploy as model_deploy
+from handlers.deploy import main
 from tests.pictures import encode, scene
 from tests.server import ROOT, Server, deploy, running_server
 from tests.serving import JPEG, PATH, assert_refused
@@ -142,6 +145,76 @@ def test_without_a_server_it_says_where_it_looked(newer_store: Path, tmp_path: P
     refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
     assert "port 1" in refused.stderr and "var/run" in refused.stderr
+
+
+MODEL = {"model": "tiny@0123456789ab", "version": "0123456789ab", "rows": None}
+
+
+def fail(given: dict[str, Any]) -> dict[str, Any]:
+    raise ValueError("something is amiss")
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Starts stand-ins for the processes of a port, each with a command that fails; what they are told comes back."""
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as opened:
+
+        def start(*failing: str) -> list[str]:
+            told: list[str] = []
+
+            def told_of(number: int, do: str, answer: dict[str, Any]) -> Command:
+                def command(given: dict[str, Any]) -> dict[str, Any]:
+                    told.append(f"{do} {number}")
+                    return answer
+
+                return command
+
+            for number, bad in enumerate(failing, 1):
+                answers = {"load": MODEL, "swap": {"retired": ["ba9876543210"]}, "discard": {}}
+                commands = {do: told_of(number, do, answer) for do, answer in answers.items()} | {bad: fail}
+                control = Control(path_of(8080, number), commands)
+                threading.Thread(target=control.serve_forever, daemon=True).start()
+                opened.callback(control.close)
+            return told
+
+        yield start
+
+
+def test_where_a_process_fails_to_swap_the_others_go_on_and_it_is_told(
+    processes: Callable[..., list[str]], newer_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = processes("", "swap", "")
+    assert main([str(newer_store)]) == 1
+    assert told == ["load 1", "load 2", "load 3", "swap 1", "swap 3"]
+    said = capsys.readouterr()
+    assert "tiny@0123456789ab in 2 of 3 processes" in said.out and "retired ba9876543210" in said.out
+    assert said.err.startswith("akin: 8080-2 does not answer with it: something is amiss; run this again")
+
+
+def test_where_none_swaps_it_is_not_deployed(processes: Callable[..., list[str]], newer_store: Path) -> None:
+    processes("swap", "swap")
+    with pytest.raises(ControlError, match=r"8080-1 .* amiss; 8080-2 .* amiss"):
+        model_deploy(8080, "encoder", newer_store)
+
+
+def test_what_was_loaded_is_discarded_by_all_that_still_can(
+    processes: Callable[..., list[str]], newer_store: Path
+) -> None:
+    told = processes("discard", "", "load")
+    with pytest.raises(ControlError, match="something is amiss"):
+        model_deploy(8080, "encoder", newer_store)
+    assert told == ["load 1", "load 2", "discard 2", "discard 3"]
+
+
+def test_a_socket_that_a_killed_process_left_is_no_hindrance(
+    processes: Callable[..., list[str]], newer_store: Path
+) -> None:
+    processes("", "")
+    Control(path_of(8080, 3), {}).server_close()
+    done = model_deploy(8080, "encoder", newer_store)
+    assert "in 2 processes" in done.line and done.failures == []
+    assert not path_of(8080, 3).exists()
 
 
 def test_the_control_socket_goes_with_the_server(

@@ -123,6 +123,7 @@ def test_what_is_as_large_as_may_be_is_taken(changed: dict[str, Any]) -> None:
         ({"metadata": [{}, {"x": "\ud800"}]}, "metadata of row 1 is no JSON object"),
         ({"metadata": [{}, {"x": 2**64}]}, "metadata of row 1 is no JSON object"),
         ({"metadata": [{}, {"x": -(2**63) - 1}]}, "metadata of row 1 is no JSON object"),
+        ({"metadata": [{}, nested(251)]}, "metadata of row 1 is no JSON object"),
         ({"metadata": [{}, nested(300)]}, "metadata of row 1 is no JSON object"),
         ({"metadata": [{}, nested(100_000)]}, "metadata of row 1 is no JSON object"),
         ({"metadata": [{}, None]}, "metadata of row 1 is no JSON object"),

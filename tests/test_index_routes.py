@@ -1,5 +1,6 @@
 """The index over HTTP, row by row: a real server with a real gallery, and in one process what seldom happens."""
 
+import asyncio
 import logging
 import threading
 from base64 import b64encode
@@ -110,6 +111,9 @@ def test_any_text_is_an_id(writer: httpx.Client, id: str) -> None:
         ("/index/", 404, ["names no id"]),
         ("/index/" + "x" * 1025, 400, ["1025", "1024"]),
         ("/index/a?label=%FF", 400, ["UTF-8"]),
+        ("/index/map", 400, ["'map'", "GET /index/map is the map", "another id"]),  # nobody could read it
+        ("/index/%6Dap", 400, ["'map'"]),
+        ("/models/encoder/index/map", 400, ["'map'"]),
     ],
 )
 def test_what_cannot_be_an_id_is_refused(writer: httpx.Client, path: str, status: int, words: list[str]) -> None:
@@ -143,6 +147,33 @@ def test_another_method_is_refused_by_naming_those_there_are(writer: httpx.Clien
     ):
         assert_refused(answer, 405, answer.request.method)
         assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/index", "/index/a", "/thumbnails/a"])
+def test_what_is_only_read_takes_no_body(writer: httpx.Client, path: str) -> None:
+    assert_refused(writer.request("GET", path, content=b"x"), 413, "1 bytes", "limit is 0")
+
+
+def test_the_times_that_a_put_has_waited_for_its_two_turns_are_added_up(seeded_store: Path) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        gate = threading.Event()
+        busy = front.admission.submit(gate.wait)
+        putting = asyncio.create_task(client.put("/index/a", json={"vector": unit(0)}))
+        await asyncio.sleep(0.1)
+        gate.set()
+        assert await busy
+        answer = await putting
+        assert answer.status_code == 200
+        queue_ms = float(answer.headers["server-timing"].partition("queue;dur=")[2].partition(",")[0])
+        assert queue_ms > 50  # of the first turn; the second found a worker idle
+
+    front = front_with(Service(Encoder.load(seeded_store), BruteIndex("", DIMENSION)))
+    talk(front, scenario)
+
+
+def test_a_refusal_ends_the_connection_only_where_a_body_was_left_unread(writer: httpx.Client) -> None:
+    assert "connection" not in writer.request("POST", "/index").headers
+    assert writer.request("POST", "/index", content=b"x").headers["connection"] == "close"
 
 
 # What it holds

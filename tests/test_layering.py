@@ -114,6 +114,12 @@ def test_the_server_imports_where_torch_is_missing() -> None:
     assert "handlers.native" in modules_after("sys.modules['torch'] = None; import handlers.native")
 
 
+def test_what_answers_below_torchserve_loads_no_server_beside_it() -> None:
+    loaded = modules_after("import handlers.torchserve.batch")
+    assert "handlers.torchserve.batch" in loaded
+    assert not loaded & {"uvicorn", "httptools", "prometheus_client", "fastapi", "handlers.exchange"}
+
+
 def test_the_command_line_imports_no_room_before_a_verb_is_called() -> None:
     loaded = modules_after("import akin; akin.main(['--help'])")
     assert "akin" in loaded

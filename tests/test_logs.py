@@ -7,8 +7,10 @@ from pathlib import Path
 
 import httpx
 
+from encoder.session import Encoder
+from handlers.service import Service
 from tests.server import running_server
-from tests.serving import JPEG, PATH, connect, post_head
+from tests.serving import JPEG, PATH, connect, front_with, post_head, talk
 
 
 def test_every_request_is_a_line_of_json_with_its_id_and_its_stages(seeded_store: Path, tmp_path: Path) -> None:
@@ -48,6 +50,22 @@ def test_nobody_is_answered_or_leaves_without_a_line(seeded_store: Path, tmp_pat
     assert [line.get("path") for line in lines] == ["/healthz", "/nowhere", *["/index/bulk"] * 2, None, PATH]
     assert lines[4]["reason"].startswith("not well-formed HTTP/1.1")
     assert len({line["request"] for line in lines}) == 6
+
+
+def test_the_bytes_of_a_request_are_noted_however_it_ends(seeded_store: Path) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for _ in range(2):
+            await client.post(PATH, content=JPEG)
+            front.admission.capacity = front.admission.threads = 0  # from here on the queue is full
+        lines = b'{"id": "a", "delete": true}\n'
+        await client.post("/index/bulk", content=lines, headers={"content-type": "application/x-ndjson"})
+        assert noted == [(200, len(JPEG)), (503, len(JPEG)), (409, 0)]
+        assert front.held_bytes == 0
+
+    noted: list[tuple[int, int]] = []
+    front = front_with(Service(Encoder.load(seeded_store)))
+    front.access_log = lambda request, status, seconds: noted.append((status, request.size))
+    talk(front, scenario)
 
 
 def test_nothing_of_what_was_sent_is_in_the_log(seeded_store: Path, tmp_path: Path) -> None:

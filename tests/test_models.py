@@ -76,3 +76,14 @@ def test_a_model_is_found_by_name_by_version_and_by_its_id(services: list[Servic
     assert models.find(new) is services[1]
     assert models.find("encoder@0123456789ab") is models.find("nothing") is models.find("") is None
     assert models.names == ("encoder", old, new)
+
+
+def test_several_come_at_once_and_are_ready_from_then_on(services: list[Service]) -> None:
+    models = Models("encoder")
+    assert not models.ready
+    again = Service(services[1].encoder)
+    assert models.put_all([("encoder", services[0]), ("b", services[1]), ("b", again)], keep=True) == [services[1]]
+    assert models.ready
+    assert [(served.name, served.service) for served in models] == [("encoder", services[0]), ("b", again)]
+    models.clear()
+    assert not models.ready

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers import exchange, wire
+from handlers import exchange, refusals, wire
 
 WRITES = {("put", "/index/{id}"), ("delete", "/index/{id}"), ("post", "/index/bulk")}
 OF_MODEL = "/models/{name}"
@@ -30,7 +30,7 @@ def test_every_operation_tells_of_the_refusals_that_come_before_its_route(schema
     code = Path(wire.__file__).read_text()
     raised = set(re.findall(r"(?:Refused|_write_error)\((\d{3})", code))
     assert {"400", "408", "414", "431", "503"} <= raised
-    code = Path(exchange.__file__).read_text()
+    code = Path(exchange.__file__).read_text() + Path(refusals.__file__).read_text()
     raised |= set(re.findall(r"RequestError\((?:\s*)(\d{3})", code))
     for _, _, operation in operations(schema):
         told = set(re.findall(r"\b\d{3}\b", operation["responses"]["default"]["description"]))

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def ask(
             async with httpx.AsyncClient(transport=transport, base_url="http://akin") as client:
                 await scenario(client)
         finally:
-            front.admission.close()
+            front.close()
 
     asyncio.run(run())
 
@@ -246,8 +247,19 @@ def test_a_map_of_what_is_not_there_is_refused(encoder: Encoder, gallery: BruteI
     ask(encoder, gallery, misspelt)
 
 
-def test_a_row_with_the_id_map_can_still_be_written(encoder: Encoder) -> None:
-    assert pages.route_for({"path": "/index/map", "method": "PUT", "headers": []}) is None
+def test_what_else_is_done_to_the_path_of_the_map_is_not_the_page_s_affair(encoder: Encoder) -> None:
+    for method in ("PUT", "DELETE"):
+        assert pages.route_for({"path": "/index/map", "method": method, "headers": []}) is None
+
+
+def test_the_thread_that_draws_is_each_servers_own_and_ends_with_it(encoder: Encoder) -> None:
+    before = set(threading.enumerate())
+    first, second = front_with(Service(encoder)), front_with(Service(encoder))
+    assert first.drawers is first.drawers is not second.drawers
+    assert len(set(threading.enumerate()) - before) == 4  # a worker and a drawer each
+    first.close()
+    second.close()
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_gallery_that_is_gone_takes_its_map_with_it(encoder: Encoder) -> None:

@@ -106,6 +106,11 @@ def test_one_image_in_a_form_is_answered_by_itself(client: httpx.Client) -> None
     assert_refused(client.post(PATH, files={"photo": b"noise"}), 415)
 
 
+def test_an_option_of_the_query_that_there_is_not_is_refused_with_those_there_are(client: httpx.Client) -> None:
+    for query in ("fileds=label", "k=1&a=1", "=", "K=5"):
+        assert_refused(client.post(f"{PATH}?{query}", content=JPEG), 400, "k, fields, encoding")
+
+
 # Numbers instead of JSON
 
 

@@ -152,6 +152,17 @@ def test_a_deployment_reaches_every_process(pair: Server, seeded_store: Path) ->
     assert {ask(pair, "/predictions/twin").status_code for _ in range(20)} == {200}
 
 
+def test_the_socket_of_a_killed_process_is_not_asked_for_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    control.Control(path_of(8080, 2), {}).server_close()
+    assert processes.merged_metrics(8080, 1, lambda: b"# TYPE b gauge\nb 2.0\n") == (
+        b'# TYPE b gauge\nb{process="1"} 2.0\n'
+    )
+    assert caplog.messages == []
+
+
 def test_families_stand_once_and_every_sample_says_its_process() -> None:
     one = (
         '# HELP a_total Things.\n# TYPE a_total counter\na_total{kind="x{y}"} 1.0\n'

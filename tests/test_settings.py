@@ -24,6 +24,24 @@ def test_a_process_that_is_started_with_the_arguments_of_settings_has_these_sett
     assert Settings.from_arguments(settings.arguments()) == settings
 
 
+@pytest.mark.parametrize(
+    ("flag", "values", "said"),
+    [
+        ("--header-seconds", ["0", "-1", "nan", "inf", "3601"], "not within 0.1 to 3600"),
+        ("--body-seconds", ["0.05", "nan"], "not within 0.1 to 3600"),
+        ("--batch-wait-ms", ["-0.1", "nan", "1001"], "not within 0 to 1000"),
+        ("--batch-wait-ms", ["soon"], "invalid number value: 'soon'"),
+    ],
+)
+def test_times_that_no_server_could_keep_are_refused(
+    flag: str, values: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        with pytest.raises(SystemExit):
+            Settings.from_arguments([f"{flag}={value}"])
+        assert said in capsys.readouterr().err
+
+
 def test_arguments_may_be_changed_on_the_way() -> None:
     settings = Settings.from_arguments(["--processes", "2", "--port", "0"])
     changed = Settings.from_arguments(settings.arguments(port=8081, process=2))

@@ -99,6 +99,14 @@ def test_a_stream_is_refused_before_it_is_read(guarded: Server) -> None:
         assert read_answer(connection).status == 401
 
 
+@pytest.mark.parametrize("method", [b"PUT", b"DELETE"])
+def test_a_row_is_refused_before_it_is_read(guarded: Server, method: bytes) -> None:
+    with connect(guarded) as connection:
+        connection.sendall(method + b" /index/a HTTP/1.1\r\nhost: x\r\ncontent-length: 20000000\r\n\r\n")
+        answer = read_answer(connection)  # and nothing of the body was sent
+        assert answer.status == 401 and answer.headers["connection"] == "close"
+
+
 def test_where_others_can_write_without_a_token_nobody_does(seeded_store: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         for answer in await write_everything(client, {"authorization": "Bearer x"}):

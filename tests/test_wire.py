@@ -194,6 +194,34 @@ def test_a_body_that_trickles_gets_408(start: bytes) -> None:
         assert server.ask().status == 200
 
 
+@pytest.mark.parametrize("before", [b"", GET])
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /echo HTTP/1.1\r\nX-Request-ID: mine\r\nhost: ",
+        b"POST /echo HTTP/1.1\r\nhost: x\r\nx-request-id: mine\r\ncontent-length: 9999\r\n\r\n",
+    ],
+)
+def test_who_is_given_up_is_told_so_under_the_id_that_was_sent(before: bytes, start: bytes) -> None:
+    with serving(Limits(header_seconds=0.3, body_seconds=0.3)) as server, server.connect() as connection:
+        if before:
+            connection.sendall(before)
+            assert read_answer(connection).status == 200
+        connection.sendall(start)
+        drip(connection, b"x")
+        answer = read_answer(connection)
+        assert is_error(answer, 408) and answer.headers["x-request-id"] == "mine"
+
+
+def test_an_answered_request_does_not_lend_its_id_to_what_comes_behind_it(server: Running) -> None:
+    with server.connect() as connection:
+        connection.sendall(GET[:-2] + b"x-request-id: mine\r\n\r\n")
+        assert read_answer(connection).status == 200
+        connection.sendall(b"no HTTP\r\n\r\n")
+        answer = read_answer(connection)
+        assert is_error(answer, 400) and answer.headers["x-request-id"] != "mine"
+
+
 def test_a_body_that_trickles_behind_an_early_answer_ends_the_connection() -> None:
     with serving(Limits(body_seconds=0.3)) as server, server.connect() as connection:
         connection.sendall(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n")

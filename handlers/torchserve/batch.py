@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from handlers.about import new_id
-from handlers.exchange import internal_error
+from handlers.refusals import internal_error
 from handlers.service import Answer, Options, RequestError, Service, answer_json, batch_json, error_json
 from handlers.torchserve.inputs import Inputs
 from images.decode import ImageError

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.exchange import check_encoding
 from handlers.multipart import MAX_IMAGES, OPTION_NAMES
+from handlers.refusals import check_encoding
 from handlers.service import Options, RequestError
 
 FORM = "multipart/form-data"
