@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from encoder.cores import cores
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from handlers.settings import Settings as ServerSettings
 from load_tests import encodings, machine, overload, report, server, wrk
 from load_tests.arguments import add_model, at_least_one, exit_code, exit_with
 from load_tests.encodings import ENCODINGS
-from load_tests.floor import Floor, measure_with
+from load_tests.floor import Floor, measure_at_once, measure_with
 from load_tests.fronts import FRONTS, ONE_THREAD, ROOT, Model, Started, native, variants
 from load_tests.photos import Photo, camera_photo, pillow_full, small_photo
 from load_tests.visit import Camera, Connections, OneConnection, Variant, Visit, rows_of
@@ -138,6 +139,7 @@ class Bench:
     def _connections(self, url: str) -> Connections:
         return Connections(
             floor=self._floor(self.model, self.small),
+            floors_per_s=self._floors_at_once(),
             one=self._load(url, self.small, connections=1),
             with_neighbors=self._one(self.model, url, self.small, ASK_FOR_NEIGHBORS),
             eight=self._load(url, self.small, connections=8),
@@ -178,6 +180,10 @@ class Bench:
 
     def _floor(self, model: Model, photo: Path) -> Floor:
         return measure_with(model.python, model.store, model.name, photo, self.settings.seconds)
+
+    def _floors_at_once(self) -> float:
+        model, seconds = self.model, self.settings.seconds
+        return measure_at_once(model.python, model.store, model.name, self.small, seconds, cores())
 
     def _load(self, url: str, photo: Path, connections: int, headers: Sequence[tuple[str, str]] = ()) -> Load:
         return wrk.post(url, photo, connections, self.settings.seconds, headers)

@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -54,6 +56,13 @@ def measure_with(python: Path, model_store: Path, name: str, image: Path, second
         check=True,
     )
     return Floor(**json.loads(done.stdout))
+
+
+def measure_at_once(python: Path, model_store: Path, name: str, image: Path, seconds: float, cores: int) -> float:
+    """Images per second of `cores` such processes at once: what the cores have to give, caches and memory shared."""
+    alone = partial(measure_with, python, model_store, name, image, seconds)
+    with ThreadPoolExecutor(cores) as processes:
+        return sum(each.result().images_per_s for each in [processes.submit(alone) for _ in range(cores)])
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ class Connections:
     """Small photos over more and more connections."""
 
     floor: Floor  # right before the load, while the front is idle
+    floors_per_s: float  # images, of one floor a core at once
     one: Load  # one connection
     with_neighbors: OneConnection
     eight: Load
@@ -101,6 +102,11 @@ def _connection_rows(front: str, taken: Sequence[Connections]) -> list[Row]:
     return [
         row("floor (decode and session run, one thread): p50", "ms", lambda v: v.floor.p50_ms),
         row("floor: throughput", "images/s", lambda v: v.floor.images_per_s),
+        row(
+            "a floor on each core at once: throughput to the floor's",
+            "×",
+            lambda v: v.floors_per_s / v.floor.images_per_s,
+        ),
         row("1 connection: p50", "ms", lambda v: v.one.p50_ms),
         row(
             "1 connection: p50 to the floor's",

@@ -78,6 +78,7 @@ def a_visit(floor_ms: float = 2.0, one_ms: float = 3.0) -> Visit:
         peak_mb=260.0,
         connections=Connections(
             floor=Floor(floor_ms, 1e3 / floor_ms),
+            floors_per_s=1.8e3 / floor_ms,
             one=Load(one_ms, 7.0, 300.0),
             with_neighbors=OneConnection(Floor(4.0, 250.0), Load(5.0, 8.0, 200.0)),
             eight=Load(11.0, 30.0, 750.0),
@@ -143,6 +144,7 @@ def test_every_row_shows_its_own_quantity() -> None:
     assert values == {
         "native, floor (decode and session run, one thread): p50": 2.0,
         "native, floor: throughput": 500.0,
+        "native, a floor on each core at once: throughput to the floor's": 1.8,
         "native, 1 connection: p50": 3.0,
         "native, 1 connection: p50 to the floor's": 1.5,
         "native, 1 connection: p99": 7.0,
