@@ -31,6 +31,7 @@ from handlers import browser, logs, processes
 from handlers.admission import Admission
 from handlers.app import build_app
 from handlers.control import Control, ControlError, ask, path_of, paths_of
+from handlers.door import Guard, Server, lack_of_files
 from handlers.exchange import Front
 from handlers.metrics import Metrics
 from handlers.models import Models
@@ -51,7 +52,6 @@ log = logging.getLogger("akin")
 # What a user can put right; anything else is our mistake and gets its traceback.
 STARTUP_ERRORS = (ManifestError, ArtifactError, GoldenMismatch, SourceError, GalleryError, TokenError, OSError)
 WRITER_THREADS = 4  # rows are committed one transaction at a time; these wait for their turn and for the disk
-BACKLOG = 2048  # connections that the kernel keeps for us
 DRAIN_SECONDS = 10  # how long Ctrl-C waits for requests under way
 
 
@@ -66,6 +66,8 @@ def serve(settings: Settings) -> int:
         return _fail(f"--protect-reads wants a token to ask for; give one with --token-file or {VARIABLE}")
     if settings.grpc_port is not None and find_spec("grpc") is None:
         return _fail("--grpc-port needs the package grpcio, which is not installed here; run `make setup`")
+    if lacking := lack_of_files(settings.connections * (1 if settings.grpc_port is None else 2)):
+        return _fail(f"{lacking}, or choose fewer --connections")
     try:
         if settings.processes > 1 and not settings.process:
             listener = _reserve(settings.host, settings.port)
@@ -88,7 +90,8 @@ def serve(settings: Settings) -> int:
     address, port = listener.getsockname()[:2]
     access = Access(token, not (settings.open_writes or _is_loopback(address)), settings.protect_reads)
     front = _front(settings, access, port)
-    server = _Server(_config(settings, front), _grpc_server(settings, front, address))
+    guard = Guard(settings.connections, front.metrics.reject)
+    server = _Server(_config(settings, front), guard, _grpc_server(settings, front, address))
     rollout = Rollout(settings, front)
     control = Control(
         path_of(port, settings.process),
@@ -145,11 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return serve(Settings.from_arguments(argv))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, and beside it gRPC's where there is one: they start, drain and end together."""
+class _Server(Server):
+    """The HTTP server, and beside it gRPC's where there is one: they start, drain and end together."""
 
-    def __init__(self, config: uvicorn.Config, grpc: "GrpcServer | None") -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, guard: Guard, grpc: "GrpcServer | None") -> None:
+        super().__init__(config, guard)
         self.listening = threading.Event()
         self._grpc = grpc
 
@@ -200,9 +203,7 @@ def _front(settings: Settings, access: Access, port: int) -> Front:
 
 
 def _config(settings: Settings, front: Front) -> uvicorn.Config:
-    limits = Limits(
-        header_seconds=settings.header_seconds, body_seconds=settings.body_seconds, connections=settings.connections
-    )
+    limits = Limits(header_seconds=settings.header_seconds, body_seconds=settings.body_seconds)
     return uvicorn.Config(
         build_app(front),
         loop="uvloop",
@@ -213,7 +214,6 @@ def _config(settings: Settings, front: Front) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
         date_header=False,
         timeout_keep_alive=75,  # longer than the 60 s of common proxies, so that they close first
         timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -1,9 +1,9 @@
-"""What stands between the network and the routes: limits on headers, time, connections and unread answers.
+"""What stands between the network and the routes: limits on headers, time and unread answers.
 
 uvicorn's protocol on httptools has none of them: a header line may be endless, and a client may take forever over it.
 A good request pays for a few comparisons; the clock is one timer a connection, not one a request.
 
-    uvicorn.Config(app, http=wire(Limits(connections=100), rejected=metrics.reject), ws="none")
+    uvicorn.Config(app, http=wire(Limits(header_seconds=5), rejected=metrics.reject), ws="none")
 """
 
 import asyncio
@@ -34,7 +34,6 @@ class Limits:
     body_seconds: float = 30.0  # for the whole body, and on top of that
     bytes_per_second: int = 16 << 10  # one second more for so many bytes, of a body or of an answer
     write_seconds: float = 30.0  # that a client may leave an answer unread
-    connections: int = 1000  # at a time
     pipelined: int = 128  # requests that a connection may send ahead of their answers
 
 
@@ -66,6 +65,7 @@ class Wire(HttpToolsProtocol):
     payload = 0  # bytes of bodies so far
     steps = 0  # heads and requests that became whole, and full write buffers that emptied
     timer: asyncio.TimerHandle | None = None
+    left: Callable[[], None] = staticmethod(lambda: None)  # told once the connection is no more
 
     # At the last look at the clock: what the client was waited for, at which step, since when, how much had come.
     awaited: Awaited | None = "silent"
@@ -79,13 +79,6 @@ class Wire(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        limit = self.limits.connections
-        if len(self.connections) > limit:
-            self.rejected("connections")
-            text = f"more than {limit} connections are open; send again in a second, over fewer connections"
-            self._write_error(503, text, b"retry-after: 1\r\n")
-            transport.close()
-            return
         self.since = self.loop.time()
         self._look_later()
 
@@ -94,6 +87,7 @@ class Wire(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # after a reset uvicorn does not, and we would live on for its time
         if self.timer is not None:
             self.timer.cancel()
+        self.left()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -255,11 +249,9 @@ class Wire(HttpToolsProtocol):
             self.timer.cancel()
         self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
-    def _write_error(self, status: int, text: str, header: bytes = b"") -> None:
-        body, id = error_json(status, text), self._request_id()
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-        named = b"".join(b"%s: %s\r\n" % each for each in about(id, 0.0, {}))  # no work was done
-        self.transport.write(b"".join((STATUS_LINE[status], head, named, header, b"\r\n", body)))
+    def _write_error(self, status: int, text: str) -> None:
+        id = self._request_id()
+        self.transport.write(error_answer(status, text, id))
         logs.turned_away(id, self.client, status, text)
 
     def _request_id(self) -> str:
@@ -269,11 +261,19 @@ class Wire(HttpToolsProtocol):
         return request_id(dict(self.scope["headers"]))
 
 
+def error_answer(status: int, text: str, id: str, header: bytes = b"") -> bytes:
+    """An HTTP/1.1 answer, whole, after which the connection closes. header: lines more of its head."""
+    body = error_json(status, text)
+    head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+    named = b"".join(b"%s: %s\r\n" % each for each in about(id, 0.0, {}))  # no work was done
+    return b"".join((STATUS_LINE[status], head, named, header, b"\r\n", body))
+
+
 def wire(limits: Limits, rejected: Callable[[str], None]) -> type[Wire]:
     """The protocol for `uvicorn.Config(http=...)`.
 
     rejected: told of every refusal: "headers too large", "slow headers", "slow body", "slow reader", "silent" (a
-    connection without a request), "connections", "pipelined", "malformed".
+    connection without a request), "pipelined", "malformed".
     """
     return type("Wire", (Wire,), {"limits": limits, "rejected": staticmethod(rejected)})
 

@@ -67,7 +67,7 @@ def test_the_table_names_every_metric_of_ours_with_its_labels(families: dict[str
 def test_every_reason_of_a_refusal_is_explained() -> None:
     table = PAGES["metrics.md"].partition("## Why")[2].partition("##")[0]
     explained = set(re.findall(r"`([a-z ]+)`", table)) - {"queue", "reason"}
-    code = "".join((DOCS.parent / "handlers" / name).read_text() for name in ("exchange.py", "wire.py"))
+    code = "".join((DOCS.parent / "handlers" / name).read_text() for name in ("exchange.py", "wire.py", "door.py"))
     raised = set(re.findall(r'reject(?:ed)?\("([a-z ]+)"', code)) | set(get_args(Awaited))
     raised |= set(re.findall(r'Refused\(\s*\d+, "([a-z ]+)"', code))
     assert explained == raised
@@ -84,4 +84,3 @@ def test_limits_that_are_named_are_those_of_the_server() -> None:
     assert f"{limits.header_seconds:.0f} s for" in text
     assert f"{limits.body_seconds:.0f} s and another for every {limits.bytes_per_second >> 10} KiB" in text
     assert (Settings.header_seconds, Settings.body_seconds) == (limits.header_seconds, limits.body_seconds)
-    assert Settings.connections == limits.connections

@@ -1,5 +1,6 @@
 """Starting and stopping the native front: real processes, and one clear line for each that cannot start."""
 
+import resource
 import shutil
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -173,6 +175,33 @@ def test_a_folder_without_images_is_refused_in_one_line(seeded_store: Path, tmp_
     assert_start_fails(
         seeded_store, tmp_path, ["--images", str(tmp_path / "none")], ["none", "does not exist"]
     )
+
+
+def test_more_connections_than_the_system_allows_are_refused_in_one_line() -> None:
+    limited = ["sh", "-c", 'ulimit -n 1024; exec "$0" "$@"', sys.executable, "-m", "handlers.native"]
+    refused = subprocess.run([*limited, "--connections", "900"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert "900 connections take 1156 open files; the limit is 1024" in line and "--connections" in line
+
+
+def test_a_thousand_connections_leave_files_for_the_index_where_the_usual_limit_is_set(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))  # which the server inherits
+    try:
+        with running_server(seeded_store, tmp_path) as server, ExitStack() as inside:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, 2048), most))
+            connections = [inside.enter_context(connect(server)) for _ in range(1000)]
+            for connection in connections:
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert read_answer(connection).status == 200
+            head = f"PUT /index/new HTTP/1.1\r\nhost: x\r\ncontent-length: {len(JPEG)}\r\n\r\n"
+            connections[0].sendall(head.encode() + JPEG)
+            assert read_answer(connections[0]).status == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 def assert_start_fails(model_store: Path, folder: Path, arguments: list[str], words: list[str]) -> None:

@@ -1,84 +1,20 @@
 """The wire below the routes, on a real uvicorn server with uvloop: each limit met by a client that breaks it."""
 
-import asyncio
 import gc
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.client import HTTPResponse
-from typing import Any
 
 import pytest
-import uvicorn
 
-from handlers.wire import Limits, Wire, client_gone, wire
-from tests.server import Answer, read_answer, wait_until
+from handlers.wire import Limits, Wire, client_gone
+from tests.echo_server import GET, PATIENCE, Running, is_closed, is_error, serving
+from tests.server import read_answer, wait_until
 
-GET = b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKED = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-PATIENCE = 10.0  # seconds after which a test gives up on the server
-
-
-@dataclass
-class Running:
-    """A server under test, and what its app has seen."""
-
-    port: int
-    rejected: list[str] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    gone: list[bool] = field(default_factory=list)
-
-    async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        """/echo answers with the body and the headers, /wait only after a while, /big with 32 MB, /early unread."""
-        self.paths.append(scope["path"])
-        if scope["path"] == "/wait":
-            await asyncio.sleep(0.6)
-        if scope["path"] == "/watch":
-            self.gone.append(client_gone(receive))
-            deadline = time.monotonic() + PATIENCE
-            while not client_gone(receive) and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
-            self.gone.append(client_gone(receive))
-        body, more = b"", scope["path"] != "/early"
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message["body"], message["more_body"]
-        if scope["path"] == "/big":
-            body = bytes(32 << 20)
-        head = [(b"content-length", b"%d" % len(body)), (b"sent", repr(scope["headers"]).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": body})
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
-
-    def ask(self, request: bytes = GET) -> Answer:
-        """The answer to one request over a connection of its own."""
-        with self.connect() as connection:
-            connection.sendall(request)
-            return read_answer(connection)
-
-
-def is_error(answer: Answer, status: int, *words: str) -> bool:
-    """Whether it is the JSON of an error that names `words`, after which the connection closes."""
-    named = all(word in answer.json["error"] for word in words)
-    closes, kind = answer.headers["connection"] == "close", answer.headers["content-type"] == "application/json"
-    return named and closes and kind and answer.json["status"] == answer.status == status
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the server has closed it, with nothing more to read."""
-    try:
-        return connection.recv(1) == b""
-    except ConnectionResetError:
-        return True
 
 
 def drip(connection: socket.socket, piece: bytes) -> None:
@@ -86,30 +22,6 @@ def drip(connection: socket.socket, piece: bytes) -> None:
     deadline = time.monotonic() + PATIENCE
     while not select.select([connection], [], [], 0.03)[0] and time.monotonic() < deadline:
         connection.sendall(piece)
-
-
-@contextmanager
-def serving(limits: Limits = Limits()) -> Iterator[Running]:  # noqa: B008
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = Running(listener.getsockname()[1])
-    config = uvicorn.Config(
-        running.app,
-        interface="asgi3",
-        http=wire(limits, running.rejected.append),
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_level="critical",
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield running
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -278,23 +190,6 @@ def test_a_client_that_reads_a_long_answer_slowly_gets_all_of_it() -> None:
                 time.sleep(0.01)
         assert received == 32 << 20
         assert server.rejected == []
-
-
-def test_connections_over_the_limit_get_503_and_those_below_it_go_on() -> None:
-    with serving(Limits(connections=2)) as server, server.connect() as first, server.connect() as second:
-        for connection in (first, second):
-            connection.sendall(GET)
-            assert read_answer(connection).status == 200
-        with server.connect() as third:
-            answer = read_answer(third)
-            assert is_error(answer, 503, "2 connections")
-            assert answer.headers["retry-after"] == "1"
-            assert is_closed(third)
-        assert server.rejected == ["connections"]
-        second.sendall(GET)
-        assert read_answer(second).status == 200
-        first.close()
-        wait_until(lambda: server.ask().status == 200)
 
 
 POST = b"POST /echo HTTP/1.1\r\nhost: x\r\n"
