@@ -1,17 +1,20 @@
-"""Who comes in: a connection where there is room for one more; the others are told to come again, for little.
+"""Who comes in: a connection where there is room for one more, or where one that is idle can make room for it.
 
-An event loop's own listener makes a transport and a protocol of every connection before anyone can refuse it, as
-often as clients like. Here one too many is answered and closed as a bare socket, and that gets a tenth of the event
-loop's time at most: who comes faster waits in the kernel's queue, and beyond that in the kernels of the clients.
+The others are told to come again. An event loop's own listener makes a transport and a protocol of every connection
+before anyone can refuse it, as often as clients like. Here one too many is answered and closed as a bare socket, and
+that gets a tenth of the loop's time at most: who comes faster waits in the kernel's queue.
 """
 
 import asyncio
 import logging
+import math
 import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from heapq import nlargest
+from operator import attrgetter
 from time import perf_counter
 from typing import NamedTuple, cast
 
@@ -26,6 +29,8 @@ AT_ONCE = 64  # connections taken before the event loop sees to other things
 SHARE = 0.1  # of the event loop's time, for refusals
 SPARE_SECONDS = 0.02  # of it that may be saved up
 PAUSE_SECONDS = 0.01  # at least, before refusals go on
+IDLE_SECONDS = 5.0  # between requests, after which a connection gives its place to one that waits
+LOOK_SECONDS = 0.5  # until the next look for idle ones, where there was none
 OUT_OF_FILES_SECONDS = 1.0  # until one may be free again
 SPARE_FILES = 256  # of the index, the models and the log; what the connections leave to everything else
 
@@ -78,9 +83,10 @@ class Door:
         self._protocol = protocol
         self._guard = guard
         self._loop = asyncio.get_running_loop()
-        self._inside = 0
+        self._inside: set[Wire] = set()
         self._entering: set[asyncio.Task[None]] = set()
         self._refuse_at = 0.0  # perf_counter: when the refusals so far will have had no more than their share
+        self._look_at = 0.0  # perf_counter: for idle ones
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
         listener.setblocking(False)
@@ -99,14 +105,21 @@ class Door:
         if self._entering:
             await asyncio.wait(self._entering)
 
+    @property
+    def _full(self) -> bool:
+        return len(self._inside) >= self._guard.limit
+
     def _take(self) -> None:
-        """Let in as many of those who wait as there is room for, and refuse others as far as there is time."""
+        """Someone waits. Let in as many as there is room for, or refuse as many as there is time for."""
+        full = self._full
+        if full and self._ask_the_idle():
+            self._rest(PAUSE_SECONDS)
+            return
         for _ in range(AT_ONCE):
-            full = self._inside >= self._guard.limit
-            if full and self._refuse_at > perf_counter():
-                self._rest(max(PAUSE_SECONDS, self._refuse_at - perf_counter()))
-                return
             began = perf_counter()
+            if full and began < self._refuse_at:
+                self._rest(max(PAUSE_SECONDS, self._refuse_at - began))
+                return
             try:
                 connection, client = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -120,26 +133,43 @@ class Door:
                 now = perf_counter()
                 self._refuse_at = max(self._refuse_at, now - SPARE_SECONDS) + (now - began) / SHARE
             else:
-                self._inside += 1
-                entering = self._loop.create_task(self._enter(connection))
-                self._entering.add(entering)
-                entering.add_done_callback(self._entering.discard)
+                self._let_in(connection)
+                if self._full:  # whether more wait, the next call knows
+                    return
 
-    async def _enter(self, connection: socket.socket) -> None:
+    def _ask_the_idle(self) -> bool:
+        """Have those that are idle for longest leave; whether there are any."""
+        now = perf_counter()
+        if now < self._look_at:
+            return False
+        idle = [each for each in self._inside if each.idle_s >= IDLE_SECONDS]
+        if not idle:
+            self._look_at = now + LOOK_SECONDS
+        for each in nlargest(math.ceil(len(idle) / 64), idle, key=attrgetter("idle_s")):
+            each.shutdown()
+        return bool(idle)
+
+    def _let_in(self, connection: socket.socket) -> None:
         protocol = self._protocol()
-        protocol.left = self._leave
+        protocol.left = partial(self._leave, protocol)
+        self._inside.add(protocol)
+        entering = self._loop.create_task(self._enter(connection, protocol))
+        self._entering.add(entering)
+        entering.add_done_callback(self._entering.discard)
+
+    async def _enter(self, connection: socket.socket, protocol: Wire) -> None:
         try:
             connection.setblocking(False)
             await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # it has gone again
             connection.close()
-            self._leave()
+            self._leave(protocol)
             return
         if self._closed:
             protocol.shutdown()
 
-    def _leave(self) -> None:
-        self._inside -= 1
+    def _leave(self, protocol: Wire) -> None:
+        self._inside.discard(protocol)
         if self._pause is not None and not self._closed:
             self._resume()  # there is room for one of those who wait
 

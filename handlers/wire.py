@@ -148,6 +148,14 @@ class Wire(HttpToolsProtocol):
         super().resume_writing()
 
     @property
+    def idle_s(self) -> float:
+        """How long it has waited for another request; 0 where it does not, or could not be closed at once."""
+        timeout, transport = self.timeout_keep_alive_task, self.transport
+        if timeout is None or transport.is_closing() or transport.get_write_buffer_size():
+            return 0.0
+        return self.loop.time() - (timeout.when() - self.timeout_keep_alive)
+
+    @property
     def _in_head(self) -> bool:
         """Whether no request has come yet, or the headers of the latest are not whole."""
         return self.cycle is None or self.cycle.scope is not self.scope

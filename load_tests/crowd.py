@@ -99,7 +99,9 @@ class Crowd:
             self._poll.close()
 
     def _connect(self, connection: _Connection) -> None:
-        made = connection.tcp = socket.create_connection((HOST, self._port), timeout=CONNECT_SECONDS)
+        made = connection.tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        made.settimeout(CONNECT_SECONDS)
+        made.connect((HOST, self._port))  # create_connection() looks the address up, for as long as this takes
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)
         self._open[made.fileno()] = connection

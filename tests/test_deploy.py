@@ -1,6 +1,7 @@
 """A newer model in the place of the one that answers: nothing is lost, and a bad one changes nothing."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from handlers.deploy import deploy as model_deploy
 from handlers.deploy import main
 from tests.pictures import encode, scene
 from tests.server import ROOT, Server, deploy, running_server
-from tests.serving import JPEG, PATH, assert_refused
+from tests.serving import JPEG, PATH, assert_refused, samples
 from tests.tiny_encoder import write_tiny_encoder
 
 
@@ -43,20 +44,22 @@ def version_in(store: Path) -> str:
     return Manifest.read(store).model_digest[:12]
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_while_requests_pour_in_a_newer_model_takes_over_and_not_one_is_lost(
-    seeded_store: Path, newer_store: Path, tmp_path: Path
+    processes: str, seeded_store: Path, newer_store: Path, tmp_path: Path
 ) -> None:
-    with serving(seeded_store, tmp_path) as (server, client):
+    with serving(seeded_store, tmp_path, "--processes", processes) as (server, client):
         stop = threading.Event()
         seen: Counter[tuple[int, int]] = Counter()  # status, dimension
         locked = threading.Lock()
 
         def ask() -> None:
-            with httpx.Client(base_url=server.url, timeout=30) as mine:
-                while not stop.is_set():
-                    answer = mine.post(PATH, content=JPEG)
-                    with locked:
-                        seen[answer.status_code, len(answer.json().get("embedding", ""))] += 1
+            while not stop.is_set():
+                with httpx.Client(base_url=server.url, timeout=30) as mine:  # at one process or the other
+                    for _ in range(5):
+                        answer = mine.post(PATH, content=JPEG)
+                        with locked:
+                            seen[answer.status_code, len(answer.json().get("embedding", ""))] += 1
 
         askers = [threading.Thread(target=ask) for _ in range(4)]
         for asker in askers:
@@ -70,6 +73,9 @@ def test_while_requests_pour_in_a_newer_model_takes_over_and_not_one_is_lost(
         for asker in askers:
             asker.join(30)
         assert set(seen) == {(200, 16), (200, 24)}
+        counted = samples(client.get("/metrics").text)
+        answered = [counted[name] for name in counted if re.match(r'akin_requests_total\{.*status="200"', name)]
+        assert len(answered) == int(processes) and min(answered) > 0
         assert server.process.poll() is None and "Traceback" not in server.log
 
 

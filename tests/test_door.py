@@ -6,6 +6,7 @@ import resource
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +93,33 @@ def test_refusals_go_on_when_their_time_has_come(monkeypatch: pytest.MonkeyPatch
             with server.connect() as refused:
                 assert read_answer(refused).status == 503
         assert server.rejected == ["connections"] * 20
+
+
+def test_who_has_been_idle_longest_gives_its_place_to_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(door, "LOOK_SECONDS", 0.01)
+    with serving(connections=3) as server, server.connect() as first, server.connect() as second:
+        assert is_served(first)
+        time.sleep(0.05)
+        assert is_served(second)
+        with server.connect() as busy:
+            busy.sendall(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")  # longer than others may be idle
+            time.sleep(0.3)
+            with server.connect() as newcomer:
+                assert is_served(newcomer)
+                assert is_closed(first)
+                assert is_served(second)
+                assert read_answer(busy).status == 200
+        assert server.rejected == []
+
+
+def test_who_is_idle_for_a_moment_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "LOOK_SECONDS", 0.0)
+    with serving(connections=1) as server, server.connect() as inside:
+        for _ in range(10):
+            assert is_served(inside)
+            with server.connect() as refused:
+                assert read_answer(refused).status == 503
 
 
 def test_more_than_are_taken_at_once_come_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ from handlers.settings import Settings
 from images.decode import decode
 from images.spec import PreprocessSpec
 from tests.pictures import encode, scene
-from tests.server import ROOT, Server, running_server
+from tests.server import ROOT, Server, deploy, running_server
 from tests.serving import JPEG, OTHER, PATH
 from tests.test_manners import LARGE, REJECTED, metrics, until
+from tests.tiny_encoder import write_tiny_encoder
 
 SIZE = 32  # of the tiny encoder
 TIFF = encode(scene(20, 20), "TIFF")
@@ -355,6 +359,32 @@ def test_slow_calls_are_few_and_end_and_a_refused_one_does_not_keep_its_message(
     command = [sys.executable, "-m", "tests.grpc_alone", scenario, str(seeded_store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_while_calls_pour_in_a_newer_model_takes_over_and_not_one_is_lost(seeded_store: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    write_tiny_encoder(newer, dimension=24)
+    with serving(seeded_store, tmp_path) as (server, channel):
+        stop = threading.Event()
+        seen: Counter[int] = Counter()  # by dimension
+
+        def ask() -> None:
+            while not stop.is_set():
+                answer = service_pb2.ModelInferResponse.FromString(infer_on(channel)(message(), timeout=30))
+                seen[answer.outputs[0].shape[1]] += 1
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(4)]
+            try:
+                for store in (newer, seeded_store, newer):
+                    done = deploy(server, store)
+                    assert done.returncode == 0, done.stderr
+            finally:
+                stop.set()
+            for each in asking:
+                each.result()  # raises what was refused
+        assert set(seen) == {16, 24}
+        assert "Traceback" not in server.log
 
 
 # Its port
