@@ -5,12 +5,12 @@ releases have been wrong on single kinds of CPU. So the exporting machine writes
 generated pictures give, and every machine that loads the artifact must agree.
 """
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from encoder.machine import cpu_flags, cpu_name
 
 WAVES = 8
 CYCLE = 512  # of the triangle waves, in 1/256 of the picture's side
@@ -73,12 +73,5 @@ def check_golden(golden: Sequence[Golden], vectors: np.ndarray, min_cosine: floa
 
 def cpu_description() -> str:
     """Name of the CPU and the int8 instructions it has, for messages."""
-    cpuinfo = Path("/proc/cpuinfo")
-    fields: dict[str, str] = {}
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    instructions = [flag for flag in fields.get("flags", "").split() if "vnni" in flag or flag == "amx_int8"]
-    return f"{name}, {' '.join(instructions) or 'no VNNI seen'}"
+    instructions = [flag for flag in cpu_flags() if "vnni" in flag or flag == "amx_int8"]
+    return f"{cpu_name()}, {' '.join(instructions) or 'no VNNI seen'}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import openvino as ov
 
-from encoder.cores import cores
+from encoder.machine import cores
 
 
 class _Output(NamedTuple):

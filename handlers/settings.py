@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from encoder.cores import cores
+from encoder.machine import cores
 from encoder.session import OPENVINO_PROVIDER, PROVIDERS
 from handlers import browser
 from handlers.logs import FORMATS

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from encoder.cores import cores
+from encoder.machine import cores
 from encoder.session import Encoder
 from images.decode import ImageError
 from images.sources import Item, Source, pixels, started_ahead

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from encoder.cores import cores
+from encoder.machine import cores
 from index import snapshot
 from index.base import Base
 from index.builder import Stopped, build, extend, fits

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from encoder.cores import cores
+from encoder.machine import cores
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from handlers.settings import Settings as ServerSettings

@@ -27,7 +27,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from encoder.cores import cores
+from encoder.machine import cores
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from images.sources import decoded, open_source

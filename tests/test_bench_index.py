@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder.cores import cores
+from encoder.machine import cores
 from encoder.manifest import Manifest
 from index.vectors import unit_rows
 from load_tests import bench_index

@@ -1,13 +1,12 @@
 """What a run says it was made with."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from training import machine
-from training.machine import commit, made_with, pick_device, processor
+from training.machine import made_with, pick_device
 
 
 def test_the_record_names_machine_library_and_commit() -> None:
@@ -15,20 +14,6 @@ def test_the_record_names_machine_library_and_commit() -> None:
     assert re.fullmatch(r"\d+ cores of .+, \w+", made["machine"])
     assert made["torch"] == torch.__version__
     assert re.fullmatch(r"([0-9a-f]{12}(-dirty)?)?", made["commit"])
-
-
-def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert commit() == ""
-
-
-def test_the_processor_is_the_one_that_linux_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nmodel name\t: Abacus 9000\nprocessor\t: 1\nmodel name\t: Abacus 9000\n")
-    monkeypatch.setattr(machine, "Path", lambda path: info)
-    assert processor() == "Abacus 9000"
-    info.write_text("no model here")
-    assert processor()
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.cores import cores
+from encoder.machine import cores
 from training.data import Chunk, Pixels, Pool, say
 from training.distributed import neighbors, rank, world
 
