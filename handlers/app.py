@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -26,6 +27,7 @@ from handlers.exchange import Request as Exchanged
 from handlers.index_routes import BULK
 from handlers.metrics import count_of
 from handlers.models import Served
+from handlers.oip import server_metadata
 from handlers.openapi import PATHS
 from handlers.openapi_index import INDEX_PATHS
 from handlers.openapi_oip import OIP_PATHS
@@ -57,17 +59,6 @@ ENDPOINTS = {
     "GET /metrics": "latency by stage, requests, queue depth, for Prometheus",
     "GET /docs": "this API, to read and try",
 }
-
-
-class _Documented(FastAPI):
-    """FastAPI whose schema also shows the paths that are served in front of it."""
-
-    def openapi(self) -> dict[str, Any]:
-        schema = super().openapi()
-        schema["paths"] |= PATHS | INDEX_PATHS | OIP_PATHS
-        bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
-        schema.setdefault("components", {})["securitySchemes"] = bearer
-        return schema
 
 
 def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -147,7 +138,11 @@ def _noting(front: Front, scope: Scope, send: Send) -> Send:
 
 
 def _build_pages(front: Front) -> FastAPI:
-    documented = _Documented(title="akin", description="Embeddings of images, and their nearest neighbours.")
+    # Its page brings its own script: FastAPI's fetches it from elsewhere, and is blank without internet.
+    version, about = server_metadata()["version"], "Embeddings of images, and their nearest neighbours."
+    documented = FastAPIOffline(title="akin", version=version, description=about, redoc_url=None)
+    schema_of_pages = documented.openapi
+    documented.openapi = lambda: _whole_schema(schema_of_pages())  # type: ignore[method-assign]
 
     @documented.get("/", summary="What is served here")
     @documented.get("/models", summary=ENDPOINTS["GET /models"])
@@ -196,6 +191,14 @@ def _build_pages(front: Front) -> FastAPI:
         return _error(500, internal_error(error, request.scope["akin.request"]), {})
 
     return documented
+
+
+def _whole_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's, and the paths that are served in front of it."""
+    schema["paths"] |= PATHS | INDEX_PATHS | OIP_PATHS
+    bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
+    schema.setdefault("components", {})["securitySchemes"] = bearer
+    return schema
 
 
 def _described(served: Served) -> dict[str, Any]:

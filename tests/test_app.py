@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import threading
 import weakref
 from dataclasses import replace
@@ -83,8 +84,17 @@ def test_the_documentation_shows_the_paths_that_are_served_in_front_of_it(client
     oip |= {f"{path}{verb}" for path in model for verb in ("", "/ready", "/infer")}
     assert set(schema["paths"]) == predictions | pages | openai | index | of_models | oip
     documented = {entry["name"] for entry in schema["paths"]["/predictions/{name}"]["post"]["parameters"]}
+    assert schema["info"]["version"] == client.get("/v2").json()["version"]
     assert documented == {"name", "k", "fields", "encoding", "akin-k", "akin-fields", "akin-encoding"}
-    assert "swagger" in client.get("/docs").text
+
+
+def test_the_page_of_the_documentation_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    named = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert {name.rpartition(".")[2] for name in named} == {"js", "css", "png"}
+    assert "http" not in "".join(named)
+    for name in named:
+        assert client.get(name).status_code == 200, name
 
 
 def test_every_answer_says_how_long_it_took_by_stage_and_under_which_id_the_log_has_it(client: httpx.Client) -> None:

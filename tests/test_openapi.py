@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers import exchange, refusals, wire
+from handlers import door, exchange, refusals, wire
 
 WRITES = {("put", "/index/{id}"), ("delete", "/index/{id}"), ("post", "/index/bulk")}
 OF_MODEL = "/models/{name}"
@@ -27,8 +27,8 @@ def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
 
 
 def test_every_operation_tells_of_the_refusals_that_come_before_its_route(schema: dict[str, Any]) -> None:
-    code = Path(wire.__file__).read_text()
-    raised = set(re.findall(r"(?:Refused|_write_error)\((\d{3})", code))
+    code = Path(wire.__file__).read_text() + Path(door.__file__).read_text()
+    raised = set(re.findall(r"(?:Refused|error_answer)\((\d{3})", code))
     assert {"400", "408", "414", "431", "503"} <= raised
     code = Path(exchange.__file__).read_text() + Path(refusals.__file__).read_text()
     raised |= set(re.findall(r"RequestError\((?:\s*)(\d{3})", code))

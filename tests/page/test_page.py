@@ -533,3 +533,13 @@ def test_a_model_without_gallery_or_probe_still_looks_right(
             assert not visitor.get(hidden).is_visible()
         assert visitor.refusals == []
         visitor.page.screenshot(path=shots / f"no-gallery-{'probe' if probe else 'bare'}.png")
+
+
+def test_the_api_can_be_read_where_nothing_but_the_server_can_be_reached(
+    chromium: "Browser", server: Server, shots: Path
+) -> None:
+    paths = httpx.get(server.url + "/openapi.json").json()["paths"]
+    with visit(chromium, server.url, "/docs") as visitor:
+        visitor.get(".opblock").first.wait_for()
+        assert visitor.get(".opblock").count() == sum(map(len, paths.values()))
+        visitor.page.screenshot(path=shots / "docs.png")
