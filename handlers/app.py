@@ -1,6 +1,7 @@
 """The ASGI application: what embeds images straight to its route, everything else through FastAPI."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -80,7 +81,8 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
                     return
             route = _route_for(scope)
             if route is None:
-                await documented(scope, receive, _noting(front, scope, send))
+                with suppress(Exception):  # Starlette raises once more what `broken` has answered and logged
+                    await documented(scope, receive, _noting(front, scope, send))
             elif isinstance(route, Route):
                 await exchange(front, route, scope, receive, send)
             else:

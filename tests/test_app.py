@@ -237,6 +237,24 @@ def test_an_unexpected_error_is_500_with_an_id_under_which_the_log_has_it(
     talk(front_with(Broken(Encoder.load(seeded_store))), scenario)
 
 
+def test_an_unexpected_error_of_a_page_is_logged_once(
+    seeded_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> bytes:
+        raise ZeroDivisionError("a mistake of ours")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        with caplog.at_level(logging.ERROR):
+            answer = await client.get("/metrics")  # whoever waits for the application hears of no exception
+        assert_refused(answer, 500, "internal error", answer.headers["x-request-id"])
+        (record,) = caplog.records
+        assert record.exc_info and record.exc_info[0] is ZeroDivisionError
+
+    front = front_with(Service(Encoder.load(seeded_store)))
+    front.render_metrics = fail
+    talk(front, scenario)
+
+
 def test_a_refused_request_is_let_go_with_its_answer_and_not_by_the_garbage_collector(seeded_store: Path) -> None:
     refusals: list[weakref.ref[RequestError]] = []
 
