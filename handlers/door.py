@@ -26,6 +26,7 @@ from handlers.wire import Wire, error_answer
 
 BACKLOG = 2048  # connections that the kernel keeps for us
 AT_ONCE = 64  # connections taken before the event loop sees to other things
+READ_BYTES = 1 << 16  # of a request that is refused unseen
 SHARE = 0.1  # of the event loop's time, for refusals
 SPARE_SECONDS = 0.02  # of it that may be saved up
 PAUSE_SECONDS = 0.01  # at least, before refusals go on
@@ -177,8 +178,11 @@ class Door:
         self._guard.rejected("connections")
         limit = self._guard.limit
         id, text = new_id(), f"more than {limit} connections are open; send again in a second, over fewer connections"
-        with connection, suppress(OSError):  # it has gone again
-            connection.send(error_answer(503, text, id, b"retry-after: 1\r\n"))
+        with connection:
+            with suppress(OSError):  # nothing has come
+                connection.recv(READ_BYTES, socket.MSG_DONTWAIT)  # closed on unread bytes, it would be reset
+            with suppress(OSError):  # it has gone again
+                connection.send(error_answer(503, text, id, b"retry-after: 1\r\n"))
         logs.turned_away(id, client, 503, text)
 
     def _rest(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ import uvloop
 
 from handlers import door
 from handlers.door import Door, Guard, lack_of_files
-from tests.echo_server import GET, Running, is_closed, is_error, serving
+from tests.echo_server import GET, PATIENCE, Running, is_closed, is_error, serving
 from tests.server import read_answer, wait_until
 
 RESET = struct.pack("ii", 1, 0)  # linger for 0 seconds
@@ -93,6 +93,25 @@ def test_refusals_go_on_when_their_time_has_come(monkeypatch: pytest.MonkeyPatch
             with server.connect() as refused:
                 assert read_answer(refused).status == 503
         assert server.rejected == ["connections"] * 20
+
+
+class _Patient(socket.socket):
+    """A listening socket that gives a connection away once something has come over it."""
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        connection, client = super().accept()
+        select.select([connection], [], [], PATIENCE)
+        return connection, client
+
+
+def test_who_is_refused_reads_why_and_not_of_a_reset() -> None:
+    request = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n" + bytes(5000)
+    with _Patient() as listener, serving(connections=1, listener=listener) as server, server.connect() as inside:
+        assert is_served(inside)
+        with server.connect() as refused:
+            refused.sendall(request)
+            assert read_answer(refused).status == 503
+            assert refused.recv(1) == b""
 
 
 def test_who_has_been_idle_longest_gives_its_place_to_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
