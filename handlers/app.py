@@ -1,4 +1,4 @@
-"""The ASGI application: what embeds images straight to its route, everything else through FastAPI."""
+"""The ASGI application: what embeds images straight to its route, everything else through Starlette."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -6,32 +6,31 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from fastapi import FastAPI, Request, Response
-from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from handlers import index_routes, oip_rest, openai, pages
 from handlers.about import about, request_id
 from handlers.bulk import bulk
+from handlers.documentation import Documentation
 from handlers.exchange import (
     Front,
     Message,
     Receive,
-    Route,
     Scope,
     Send,
     exchange,
     turn_away,
 )
 from handlers.exchange import Request as Exchanged
+from handlers.exchange import Route as PlainRoute
 from handlers.index_routes import BULK
 from handlers.metrics import count_of
 from handlers.models import Served
-from handlers.oip import server_metadata
-from handlers.openapi import PATHS
-from handlers.openapi_index import INDEX_PATHS
-from handlers.openapi_oip import OIP_PATHS
 from handlers.predictions import PREDICTIONS, PREFIX
 from handlers.refusals import internal_error, retry_after
 from handlers.service import RequestError, error_json, to_json
@@ -64,11 +63,11 @@ ENDPOINTS = {
 
 def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """What uvicorn runs."""
-    documented = _build_pages(front)
+    site, documentation = _build_pages(front), Documentation(EXCEPTION_HANDLERS)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await documented(scope, receive, send)
+            await site(scope, receive, send)
             return
         with front.under_way.one():
             scope = _of_model(scope)
@@ -81,9 +80,10 @@ def build_app(front: Front) -> Callable[[Scope, Receive, Send], Awaitable[None]]
                     return
             route = _route_for(scope)
             if route is None:
-                with suppress(Exception):  # Starlette raises once more what `broken` has answered and logged
-                    await documented(scope, receive, _noting(front, scope, send))
-            elif isinstance(route, Route):
+                shown = documentation if Documentation.has(scope["path"]) else site
+                with suppress(Exception):  # Starlette raises once more what `_broken` has answered and logged
+                    await shown(scope, receive, _noting(front, scope, send))
+            elif isinstance(route, PlainRoute):
                 await exchange(front, route, scope, receive, send)
             else:
                 await route(front, scope, receive, send)
@@ -108,7 +108,7 @@ def _of_model(scope: Scope) -> Scope:
     return {**scope, "path": "/" + rest, "raw_path": b"/" + pieces[3], "akin.model": name}
 
 
-def _route_for(scope: Scope) -> Route | Stream | None:
+def _route_for(scope: Scope) -> PlainRoute | Stream | None:
     """The plain route that a path has, if it has one."""
     path, method = scope["path"], scope["method"]
     if path.startswith(PREFIX):
@@ -139,16 +139,8 @@ def _noting(front: Front, scope: Scope, send: Send) -> Send:
     return sending
 
 
-def _build_pages(front: Front) -> FastAPI:
-    # Its page brings its own script: FastAPI's fetches it from elsewhere, and is blank without internet.
-    version, about = server_metadata()["version"], "Embeddings of images, and their nearest neighbours."
-    documented = FastAPIOffline(title="akin", version=version, description=about, redoc_url=None)
-    schema_of_pages = documented.openapi
-    documented.openapi = lambda: _whole_schema(schema_of_pages())  # type: ignore[method-assign]
-
-    @documented.get("/", summary="What is served here")
-    @documented.get("/models", summary=ENDPOINTS["GET /models"])
-    def index() -> Response:  # in a thread: counting rows may ask another machine
+def _build_pages(front: Front) -> Starlette:
+    def index(request: Request) -> Response:  # in a thread: counting rows may ask another machine
         default = front.service().encoder
         current = [served for served in front.models if served.current]
         described = {
@@ -164,43 +156,37 @@ def _build_pages(front: Front) -> FastAPI:
         }
         return _json(to_json(described))
 
-    @documented.get("/healthz", summary=ENDPOINTS["GET /healthz"])
-    async def healthz() -> Response:
+    async def healthz(request: Request) -> Response:
         front.check_live()
         return _json(to_json({"status": "alive"}))
 
-    @documented.get("/readyz", summary=ENDPOINTS["GET /readyz"])
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         return _json(to_json({"status": "ready", "model": front.service().encoder.manifest.model_id}))
 
-    @documented.get("/metrics", summary=ENDPOINTS["GET /metrics"])
-    def metrics() -> Response:  # likewise
+    def metrics(request: Request) -> Response:  # likewise
         return Response(front.prometheus(), media_type=CONTENT_TYPE_LATEST)
 
-    @documented.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:
-        headers = {name.decode(): value.decode() for name, value in retry_after(1)} if error.status == 503 else {}
-        return _error(error.status, error.reason, headers)
-
-    @documented.exception_handler(HTTPException)
-    async def not_there(request: Request, error: HTTPException) -> Response:
-        there = ", ".join(ENDPOINTS)
-        reason = f"{error.detail}: {request.method} {request.url.path[:80]}; there is {there}"
-        return _error(error.status_code, reason, dict(error.headers or {}))
-
-    @documented.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return _error(500, internal_error(error, request.scope["akin.request"]), {})
-
-    return documented
+    endpoints = {"/": index, "/models": index, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
 
 
-def _whole_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's, and the paths that are served in front of it."""
-    schema["paths"] |= PATHS | INDEX_PATHS | OIP_PATHS
-    bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
-    schema.setdefault("components", {})["securitySchemes"] = bearer
-    return schema
+async def _refused(request: Request, error: RequestError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in retry_after(1)} if error.status == 503 else {}
+    return _error(error.status, error.reason, headers)
+
+
+async def _not_there(request: Request, error: HTTPException) -> Response:
+    there = ", ".join(ENDPOINTS)
+    reason = f"{error.detail}: {request.method} {request.url.path[:80]}; there is {there}"
+    return _error(error.status_code, reason, dict(error.headers or {}))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return _error(500, internal_error(error, request.scope["akin.request"]), {})
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {RequestError: _refused, HTTPException: _not_there, Exception: _broken}
 
 
 def _described(served: Served) -> dict[str, Any]:

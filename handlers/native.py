@@ -1,4 +1,4 @@
-"""The native front: predictions on a plain ASGI path, everything else on FastAPI, no torch.
+"""The native front: predictions on a plain ASGI path, everything else on Starlette, no torch.
 
     python -m handlers.native --port 8080        # or: akin serve
     curl -T photo.jpg 'http://127.0.0.1:8080/predictions/encoder?k=5'

@@ -1,4 +1,4 @@
-"""Predictions and OpenAI's endpoints as /docs shows them: served in front of FastAPI, so described by hand."""
+"""Predictions and OpenAI's endpoints as /docs shows them."""
 
 from handlers.openai import EMBEDDINGS_PATH, MAX_INPUTS, MODELS_PATH
 from handlers.openapi_schemas import (

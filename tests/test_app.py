@@ -4,6 +4,8 @@ import asyncio
 import gc
 import logging
 import re
+import subprocess
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -17,7 +19,7 @@ from encoder.session import Encoder
 from handlers.service import Answer, Options, RequestError, Service
 from handlers.tokens import Access
 from index.gallery import Gallery
-from tests.server import Server, read_answer
+from tests.server import ROOT, Server, read_answer
 from tests.serving import JPEG, PATH, assert_refused, connect, front_with, samples, talk
 
 
@@ -95,6 +97,16 @@ def test_the_page_of_the_documentation_needs_nothing_from_elsewhere(client: http
     assert "http" not in "".join(named)
     for name in named:
         assert client.get(name).status_code == 200, name
+
+
+def test_whoever_does_not_read_the_documentation_does_not_wait_for_fastapi() -> None:
+    code = "import sys, handlers.native; sys.exit(bool({'fastapi', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+def test_a_file_of_the_documentation_that_is_not_there_gets_the_error_of_all_others(client: httpx.Client) -> None:
+    assert_refused(client.get("/static-offline-docs/nope.js"), 404, "GET /docs")
+    assert_refused(client.post("/docs"), 405, "Method Not Allowed")
 
 
 def test_every_answer_says_how_long_it_took_by_stage_and_under_which_id_the_log_has_it(client: httpx.Client) -> None:
