@@ -128,11 +128,12 @@ def filter_failure(context: object, failure: Exception, case: Any, response: Any
 
 def is_unread(component: str, case: Any) -> bool:
     """Options are read from the query, else the form, else the headers, and the first one found hides the others;
-    HTTP wants unknown headers ignored; every part of a form is a picture unless it is an option."""
+    HTTP wants unknown headers ignored; every part of a form is a picture unless it is an option, and an empty list of
+    options is no part."""
     is_form = (case.media_type or "").startswith("multipart/")
     query, form = set(case.query or ()), set(case.body) if is_form and isinstance(case.body, dict) else set()
     if headers := set(WRONG_HEADER.findall(component)):
         return headers <= query | form
     if options := set(WRONG_PART.findall(component)):
-        return options <= query
+        return options <= query | {name for name in form if case.body[name] == []}
     return is_form or UNKNOWN_HEADER.search(component) is not None
