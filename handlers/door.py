@@ -152,7 +152,7 @@ class Door:
 
     def _let_in(self, connection: socket.socket) -> None:
         protocol = self._protocol()
-        protocol.left = partial(self._leave, protocol)
+        protocol.left = self._leave
         self._inside.add(protocol)
         entering = self._loop.create_task(self._enter(connection, protocol))
         self._entering.add(entering)

@@ -65,7 +65,7 @@ class Wire(HttpToolsProtocol):
     payload = 0  # bytes of bodies so far
     steps = 0  # heads and requests that became whole, and full write buffers that emptied
     timer: asyncio.TimerHandle | None = None
-    left: Callable[[], None] = staticmethod(lambda: None)  # told once the connection is no more
+    left: Callable[["Wire"], None] = staticmethod(lambda _: None)  # told once the connection is no more
 
     # At the last look at the clock: what the client was waited for, at which step, since when, how much had come.
     awaited: Awaited | None = "silent"
@@ -87,7 +87,7 @@ class Wire(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # after a reset uvicorn does not, and we would live on for its time
         if self.timer is not None:
             self.timer.cancel()
-        self.left()
+        self.left(self)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

@@ -214,7 +214,7 @@ class _Protocol(asyncio.Protocol):
 
     is_shut = False
 
-    def left(self) -> None:
+    def left(self, _: object) -> None:
         """Replaced by the door."""
 
     def shutdown(self) -> None:
