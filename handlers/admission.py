@@ -7,6 +7,7 @@ A `SimpleQueue` there and `call_soon_threadsafe` back cost 58 µs a round trip, 
 import asyncio
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -96,7 +97,11 @@ class Admission:
         self.threads = threads
         self.capacity = capacity
         self.max_wait_s = max_wait_s
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: deque[_Job] = deque()  # that wait for a worker
+        # What idle workers wait at. The one that has worked last comes first: its core and caches are still warm.
+        self._idle: list[SimpleQueue[_Job | None]] = []
+        self._turn = threading.Lock()  # to look at those two, and to close
+        self._closing = False
         self._costs = Costs()
         self._under_way = 0  # jobs that wait or run
         self._pending_s = 0.0  # what they are expected to take
@@ -111,7 +116,7 @@ class Admission:
     @property
     def depth(self) -> int:
         """Jobs that wait for a worker right now."""
-        return self._jobs.qsize()
+        return len(self._jobs)
 
     @property
     def under_way(self) -> int:
@@ -143,31 +148,48 @@ class Admission:
         """
         idle = self._under_way < self.threads
         if not idle and (
-            # Only the event loop's thread puts, so nothing can slip in between this test and the put.
-            self._jobs.qsize() >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
+            # Only the event loop's thread adds, so nothing can slip in between this test and that.
+            self.depth >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
         ):
-            raise QueueFull(self._jobs.qsize(), self.wait_s)
+            raise QueueFull(self.depth, self.wait_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         until = math.inf if idle else monotonic() + self.max_wait_s * LATEST
         job = _Job(work, future, gone, kind, size, self._costs.expected_s(size, kind), until)
         self._under_way += 1
         self._pending_s += job.cost_s
-        self._jobs.put(job)
+        with self._turn:
+            if self._idle:
+                self._idle.pop().put(job)
+            else:
+                self._jobs.append(job)
         return future
 
     def close(self, patience_s: float = 5.0) -> None:
         """Finish what is queued and end the workers; one that is stuck is left behind after `patience_s`."""
-        for _ in self._workers:
-            self._jobs.put(None)
+        with self._turn:
+            self._closing = True
+            while self._idle:
+                self._idle.pop().put(None)
         deadline = monotonic() + patience_s
         for worker in self._workers:
             worker.join(max(0.0, deadline - monotonic()))
 
     def _work(self, worker: int) -> None:
-        for job in iter(self._jobs.get, None):
+        given: SimpleQueue[_Job | None] = SimpleQueue()
+        while (job := self._next(given)) is not None:
             self._began[worker] = monotonic()
             self._run(job, worker)
             del job  # and with it the request's body, which would stay until the next one
+
+    def _next(self, given: "SimpleQueue[_Job | None]") -> _Job | None:
+        """The job that has waited longest, or one that comes for this worker; None when the queue closes."""
+        with self._turn:
+            if self._jobs:
+                return self._jobs.popleft()
+            if self._closing:
+                return None
+            self._idle.append(given)
+        return given.get()
 
     def _run(self, job: _Job, worker: int) -> None:
         result: object = None
@@ -176,7 +198,7 @@ class Admission:
         if job.future.cancelled() or job.gone():
             error = Abandoned()
         elif monotonic() > job.until:  # what stood before it took longer than expected
-            error = QueueFull(self._jobs.qsize(), self.wait_s)
+            error = QueueFull(self.depth, self.wait_s)
         else:
             started = perf_counter()
             try:

@@ -110,6 +110,22 @@ def test_as_many_jobs_run_side_by_side_as_there_are_threads() -> None:
     play(scenario, threads=3, capacity=3)
 
 
+def test_of_idle_workers_the_one_that_has_worked_last_gets_the_next_job() -> None:
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        workers = set()
+        for _ in range(9):
+            await until(lambda: len(admission._idle) == 3)
+            workers.add(await admission.submit(threading.current_thread))
+        assert len(workers) == 1
+        others = [admission.submit(gate.wait) for _ in range(2)]
+        workers.add(await admission.submit(threading.current_thread))
+        assert len(workers) == 2
+        gate.set()
+        await asyncio.gather(*others)
+
+    play(scenario, threads=3, capacity=3)
+
+
 def test_a_job_nobody_waits_for_any_more_is_not_run() -> None:
     ran: list[str] = []
 
