@@ -227,7 +227,7 @@ async def exchange(front: Front, route: Route, scope: Scope, receive: Receive, s
     finally:
         front.settle(request)
     if full:
-        await asyncio.sleep(front.refusals.delay_s())
+        await front.refusals.turn(request.gone)
     seconds = perf_counter() - arrived
     head = (*reply.headers, *about(request.id, seconds, request.timing_ms))
     allowed = ((b"allow", ", ".join(route.methods).encode()),) if reply.status == 405 else ()

@@ -132,7 +132,7 @@ class GrpcServer:
         finally:
             front.settle(request)  # what abort raises keeps this frame, and the request, until the collector comes
         if full:
-            await asyncio.sleep(front.refusals.delay_s())
+            await front.refusals.turn(request.gone)
         seconds, status = perf_counter() - arrived, 200 if reply is None else reply.status
         if name == "ModelInfer":
             front.metrics.answered(status, request.service, seconds, request.timing_ms)
