@@ -11,9 +11,10 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 from handlers.about import HeaderList, Headers, about, request_id
-from handlers.admission import Abandoned, Admission, Pace, QueueFull
+from handlers.admission import Abandoned, Admission, QueueFull
 from handlers.metrics import Metrics
 from handlers.models import Models
+from handlers.pace import Pace
 from handlers.refusals import Refusal, check_encoding, plain_error, refusal_of, retry_after
 from handlers.service import RequestError, Service
 from handlers.tokens import Access
