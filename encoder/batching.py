@@ -54,7 +54,6 @@ class Batching:
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Request] = deque()
         self._coming = 0  # callers within `coming`
-        self._calling = 0  # those of them that have handed in their images
         self._closed = False
         for size in self._sizes:
             encoder.embed(self._images[:size])
@@ -63,15 +62,21 @@ class Batching:
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Around making pixels and embedding them: a batch may wait for a caller who is within."""
+        """Around making pixels for `embed`: a run may wait for a caller who is within.
+
+        Who leaves by an exception holds it no longer; anyone else hands the pixels in next, which wakes the device.
+        """
         with self._changed:
             self._coming += 1
         try:
             yield
-        finally:
+        except BaseException:
             with self._changed:
                 self._coming -= 1
                 self._changed.notify()
+            raise
+        with self._changed:
+            self._coming -= 1
 
     def embed(self, batch: np.ndarray, alone: bool = False) -> Embedded:
         """As `Encoder.embed`, in a run with others; raises `BatchFailed` where the device fails on it.
@@ -84,13 +89,10 @@ class Batching:
             if self._closed:
                 raise RuntimeError("the encoder is closed: the server is shutting down or has another model by now")
             self._waiting.append(request)
-            self._calling += 1
             self._changed.notify()
         try:
             return request.embedded.result()
         finally:
-            with self._changed:
-                self._calling -= 1
             del request  # the traceback of an exception holds this frame: a cycle, which would keep the images
 
     def close(self, patience_s: float = 5.0) -> None:
@@ -128,7 +130,7 @@ class Batching:
         if not self._waiting:
             return math.inf
         full = sum(len(request.images) - request.taken for request in self._waiting) >= len(self._images)
-        if full or self._coming <= self._calling:
+        if full or not self._coming:
             return 0.0
         return max(0.0, self._waiting[0].came + self._deadline_s - monotonic())
 

@@ -108,7 +108,7 @@ class Encoder:
             )
 
     def coming(self) -> AbstractContextManager[None]:
-        """Around making pixels and embedding them: see `encoder.batching`, which alone makes use of it."""
+        """Around making pixels for `embed`: see `encoder.batching`, which alone makes use of it."""
         return nullcontext()
 
 

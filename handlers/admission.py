@@ -8,15 +8,15 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, TypeVar
-
-Result = TypeVar("Result")
+from typing import Any, NamedTuple
 
 LATEST = 0.9  # of the time that a job may wait has gone: what remains is for its own run and the way back
+SHARERS = 8  # jobs that one worker does at once, where they share their work: more gain nothing
+SHARED = (1 - LATEST) / 2  # of the time that a job may wait: what those are expected to take at most
 SMOOTHING = 0.1  # weight of the newest job in what its kind is expected to take
 
 
@@ -33,8 +33,13 @@ class Abandoned(Exception):
     """The client has gone while its job waited; it was not run."""
 
 
+# Does some jobs' work at once: the result or the error of each.
+Sharing = Callable[[Sequence[Callable[[], Any]]], Sequence[Any]]
+
+
 class _Job(NamedTuple):
     work: Callable[[], Any]
+    sharing: Sharing | None  # None: it is called by itself
     future: "asyncio.Future[Any]"
     gone: Callable[[], bool]
     kind: str
@@ -81,7 +86,7 @@ class Admission:
         self.max_wait_s = max_wait_s
         self._jobs: deque[_Job] = deque()  # that wait for a worker
         # What idle workers wait at. The one that has worked last comes first: its core and caches are still warm.
-        self._idle: list[SimpleQueue[_Job | None]] = []
+        self._idle: list[SimpleQueue[list[_Job]]] = []
         self._turn = threading.Lock()  # to look at those two, and to close
         self._closing = False
         self._costs = Costs()
@@ -121,12 +126,18 @@ class Admission:
         return self._under_way <= 1
 
     def submit(
-        self, work: Callable[[], Result], size: int = 0, gone: Callable[[], bool] = lambda: False, kind: str = ""
-    ) -> "asyncio.Future[Result]":
+        self,
+        work: Callable[[], Any],
+        size: int = 0,
+        gone: Callable[[], bool] = lambda: False,
+        kind: str = "",
+        sharing: Sharing | None = None,
+    ) -> "asyncio.Future[Any]":
         """Queue `work`; raise `QueueFull` rather than let it wait too long.
 
         kind, size: what is done and to how many bytes, by which its duration is guessed. gone: asked when a worker
-        is free for it; where it says so the work is not done, and the future raises `Abandoned`.
+        is free for it; where it says so the work is not done, and the future raises `Abandoned`. sharing: does the
+        work of several jobs, in place of calling each; it is given those that wait one behind the other.
         """
         idle = self._under_way < self.threads
         if not idle and (
@@ -134,14 +145,14 @@ class Admission:
             self.depth >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
         ):
             raise QueueFull(self.depth, self.wait_s)
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         until = math.inf if idle else monotonic() + self.max_wait_s * LATEST
-        job = _Job(work, future, gone, kind, size, self._costs.expected_s(size, kind), until)
+        job = _Job(work, sharing, future, gone, kind, size, self._costs.expected_s(size, kind), until)
         self._under_way += 1
         self._pending_s += job.cost_s
         with self._turn:
             if self._idle:
-                self._idle.pop().put(job)
+                self._idle.pop().put([job])
             else:
                 self._jobs.append(job)
         return future
@@ -151,58 +162,83 @@ class Admission:
         with self._turn:
             self._closing = True
             while self._idle:
-                self._idle.pop().put(None)
+                self._idle.pop().put([])
         deadline = monotonic() + patience_s
         for worker in self._workers:
             worker.join(max(0.0, deadline - monotonic()))
 
     def _work(self, worker: int) -> None:
-        given: SimpleQueue[_Job | None] = SimpleQueue()
-        while (job := self._next(given)) is not None:
+        given: SimpleQueue[list[_Job]] = SimpleQueue()
+        while jobs := self._next(given):
             self._began[worker] = monotonic()
-            self._run(job, worker)
-            del job  # and with it the request's body, which would stay until the next one
+            self._run(jobs, worker)
+            del jobs  # and with them the requests' bodies, which would stay until the next ones
 
-    def _next(self, given: "SimpleQueue[_Job | None]") -> _Job | None:
-        """The job that has waited longest, or one that comes for this worker; None when the queue closes."""
+    def _next(self, given: "SimpleQueue[list[_Job]]") -> list[_Job]:
+        """The jobs that have waited longest, or one that comes for this worker; none when the queue closes."""
         with self._turn:
             if self._jobs:
-                return self._jobs.popleft()
+                return self._sharers()
             if self._closing:
-                return None
+                return []
             self._idle.append(given)
         return given.get()
 
-    def _run(self, job: _Job, worker: int) -> None:
-        result: object = None
-        error: BaseException | None = None
-        seconds: float | None = None
-        if job.future.cancelled() or job.gone():
-            error = Abandoned()
-        elif monotonic() > job.until:  # what stood before it took longer than expected
-            error = QueueFull(self.depth, self.wait_s)
-        else:
-            started = perf_counter()
-            try:
-                result = job.work()
-                seconds = perf_counter() - started  # what fails has taken less, and would make the sound look cheap
-            except BaseException as caught:  # whatever it is, someone awaits this future
-                error = caught
-        del self._began[worker]  # first, so that whoever gets the result finds the worker free
-        with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for this job
-            job.future.get_loop().call_soon_threadsafe(self._settle, job, result, error, seconds)
-        # The error's traceback holds this frame: a cycle, and the body would wait for the garbage collector.
-        del job, error
+    def _sharers(self) -> list[_Job]:
+        """The job that has waited longest, and those behind it that share its work: this worker's part of them."""
+        jobs, waiting = [self._jobs.popleft()], len(self._jobs) + 1
+        sharing, expected_s = jobs[0].sharing, jobs[0].cost_s
+        most = 1 if sharing is None else min(SHARERS, math.ceil(waiting / self.threads))
+        while len(jobs) < most and self._jobs[0].sharing == sharing:
+            expected_s += self._jobs[0].cost_s
+            if expected_s > self.max_wait_s * SHARED:
+                break
+            jobs.append(self._jobs.popleft())
+        return jobs
 
-    def _settle(self, job: _Job, result: object, error: BaseException | None, seconds: float | None) -> None:
-        """On the event loop's thread."""
-        self._under_way -= 1
-        self._pending_s = self._pending_s - job.cost_s if self._under_way else 0.0
-        if seconds is not None:
-            self._costs.learn(job.size, seconds, job.kind)
-        if job.future.done():  # cancelled while the worker was busy with it
-            return
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
+    def _run(self, jobs: list[_Job], worker: int) -> None:
+        lapses = [self._lapse(job) for job in jobs]
+        ready = [job for job, lapse in zip(jobs, lapses, strict=True) if lapse is None]
+        started = perf_counter()
+        done = iter(_outcomes([job.work for job in ready], jobs[0].sharing))
+        seconds = perf_counter() - started
+        outcomes = [next(done) if lapse is None else lapse for lapse in lapses]
+        del self._began[worker]  # first, so that whoever gets a result finds the worker free
+        with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for these jobs
+            jobs[0].future.get_loop().call_soon_threadsafe(self._settle, jobs, outcomes, seconds)
+        # An error's traceback holds this frame: a cycle, and the body would wait for the garbage collector.
+        del jobs, ready, done, outcomes
+
+    def _lapse(self, job: _Job) -> Exception | None:
+        """Why a job whose turn has come is not done, if so."""
+        if job.future.cancelled() or job.gone():
+            return Abandoned()
+        if monotonic() > job.until:  # what stood before it took longer than expected
+            return QueueFull(self.depth, self.wait_s)
+        return None
+
+    def _settle(self, jobs: list[_Job], outcomes: list[Any], seconds: float) -> None:
+        """On the event loop's thread. seconds: what those that were done took together."""
+        # What fails has taken less, and would make the sound look cheap.
+        sound = [job for job, outcome in zip(jobs, outcomes, strict=True) if not isinstance(outcome, BaseException)]
+        expected_s = sum(job.cost_s for job in sound)
+        for job in sound:
+            part = job.cost_s / expected_s if expected_s else 1 / len(sound)
+            self._costs.learn(job.size, seconds * part, job.kind)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._under_way -= 1
+            self._pending_s = self._pending_s - job.cost_s if self._under_way else 0.0
+            if job.future.done():  # cancelled while the worker was busy with it
+                continue
+            if isinstance(outcome, BaseException):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+
+
+def _outcomes(works: Sequence[Callable[[], Any]], sharing: Sharing | None) -> Sequence[Any]:
+    """The result or the error of each."""
+    try:
+        return [work() for work in works] if sharing is None else sharing(works)
+    except BaseException as error:  # whatever it is, someone awaits these futures
+        return [error] * len(works)

@@ -17,6 +17,7 @@ from handlers.models import Models
 from handlers.pace import Pace
 from handlers.refusals import Refusal, check_encoding, plain_error, refusal_of, retry_after
 from handlers.service import RequestError, Service
+from handlers.together import Steps, together
 from handlers.tokens import Access
 from handlers.underway import UnderWay
 from handlers.wire import client_gone
@@ -70,6 +71,17 @@ class Request:
         """The model that the path names in /models/NAME/..., None for the default one."""
         return self.scope.get("akin.model")
 
+    def noting_wait(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """`work` that begins by noting how long it has waited since now."""
+        submitted = perf_counter()
+
+        def timed() -> Result:
+            waited_ms = (perf_counter() - submitted) * 1e3
+            self.timing_ms["queue"] = self.timing_ms.get("queue", 0.0) + waited_ms
+            return work()
+
+        return timed
+
 
 class Reply(NamedTuple):
     """An answer that is more than JSON with 200."""
@@ -122,14 +134,18 @@ class Front:
     ) -> Result:
         """Do `work` in a worker thread once its turn has come; raises `QueueFull` where that would take too long."""
         request.service = service
-        submitted = perf_counter()
+        timed = request.noting_wait(work)
+        done: Result = await (admission or self.admission).submit(timed, request.size, request.gone, request.kind)
+        return done
 
-        def timed() -> Result:
-            waited_ms = (perf_counter() - submitted) * 1e3
-            request.timing_ms["queue"] = request.timing_ms.get("queue", 0.0) + waited_ms
-            return work()
-
-        return await (admission or self.admission).submit(timed, request.size, request.gone, request.kind)
+    async def run_shared(
+        self, request: Request, work: Callable[[], Steps[Result]], service: Service | None = None
+    ) -> Result:
+        """As `run`, for work that needs an encoder: where requests wait, several share a run of it."""
+        request.service = service
+        timed = request.noting_wait(work)
+        done: Result = await self.admission.submit(timed, request.size, request.gone, request.kind, together)
+        return done
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes more of bodies may be held."""

@@ -1,12 +1,13 @@
 """What JSON bodies carry: the object itself within bounds, images as base64, and values as errors show them."""
 
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from handlers.service import Answer, Options, RequestError, Service, to_json
+from handlers.together import Steps
 from images.decode import ImageError
 
 IMAGE_HOW_TO = "send an image as data:image/jpeg;base64,... or as bare base64, without line breaks"
@@ -56,10 +57,10 @@ def embed_readable(
     images: Sequence[bytes | ImageError],
     options: Options,
     timing_ms: dict[str, float] | None = None,
-) -> list[Answer | ImageError]:
+) -> Steps[list[Answer | ImageError]]:
     """The images that are there as one batch, and every answer or error in the place of its input."""
     readable = [image for image in images if isinstance(image, bytes)]
-    answers: Iterator[Answer | ImageError] = iter(service.answer_many(readable, options, timing_ms))
+    answers = iter((yield from service.answering(readable, options, timing_ms)))
     return [image if isinstance(image, ImageError) else next(answers) for image in images]
 
 

@@ -29,6 +29,7 @@ from handlers.inline import show
 from handlers.models import Models, version_of
 from handlers.openai import MAX_INPUTS
 from handlers.service import MAX_K, RequestError, Service, at_place
+from handlers.together import Steps
 from images.decode import ImageError
 
 INPUT = "image"
@@ -227,11 +228,10 @@ def pixels_of(service: Service, count: int, numbers: Sequence[Any]) -> np.ndarra
 # What is answered
 
 
-def infer(service: Service, asked: Asked, timing_ms: dict[str, float]) -> list[Output]:
+def infer(service: Service, asked: Asked, timing_ms: dict[str, float]) -> Steps[list[Output]]:
     """In a worker thread: the outputs asked for, in their order. Raises `ImageError` where an image is bad."""
-    with service.encoder.coming():
-        pixels = _decoded(service, asked.images, timing_ms) if isinstance(asked.images, list) else asked.images
-        vectors, logits, timing_ms["embed"] = service.embed(pixels)
+    pixels = _decoded(service, asked.images, timing_ms) if isinstance(asked.images, list) else asked.images
+    vectors, logits, timing_ms["embed"] = yield from service.embedding(pixels)
     made = {"embedding": _numbers("embedding", vectors), "logits": _numbers("logits", logits)}
     if "label" in asked.outputs:
         names = service.encoder.manifest.class_names
@@ -256,12 +256,13 @@ def _decoded(service: Service, images: list[bytes], timing_ms: dict[str, float])
     """(N, size, size, 3) uint8."""
     pixels = np.empty((len(images), *_image_shape(service)), np.uint8)
     timing_ms["decode"] = 0.0
-    for number, image in enumerate(images):
-        decoded = service.decoded(image)
-        if isinstance(decoded, ImageError):
-            raise at_place(decoded, number, len(images))
-        pixels[number], ms = decoded
-        timing_ms["decode"] += ms
+    with service.encoder.coming():
+        for number, image in enumerate(images):
+            decoded = service.decoded(image)
+            if isinstance(decoded, ImageError):
+                raise at_place(decoded, number, len(images))
+            pixels[number], ms = decoded
+            timing_ms["decode"] += ms
     return pixels
 
 

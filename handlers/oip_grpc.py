@@ -50,6 +50,7 @@ from handlers.oip import (
 from handlers.openai import MAX_BODY_BYTES
 from handlers.refusals import Refusal
 from handlers.service import RequestError, Service
+from handlers.together import Steps
 
 SERVICE = "inference.GRPCInferenceService"
 CODES = {
@@ -230,7 +231,7 @@ async def _repository_index(front: Front, request: Request) -> bytes:
 
 async def _model_infer(front: Front, request: Request) -> bytes:
     front.service()
-    return await front.run(request, partial(_work, front.models, request))
+    return await front.run_shared(request, partial(_work, front.models, request))
 
 
 ANSWERS: dict[str, Answer] = {
@@ -245,7 +246,7 @@ ANSWERS: dict[str, Answer] = {
 OPEN = ("ServerLive", "ServerReady")  # without a token where reads are protected
 
 
-def _work(models: Models, request: Request) -> bytes:
+def _work(models: Models, request: Request) -> Steps[bytes]:
     """In a worker thread: from the message to the bytes of the answer."""
     given = _parsed(messages.ModelInferRequest, request.body)
     service = request.service = models.service(given.model_name, given.model_version or None)
@@ -253,7 +254,7 @@ def _work(models: Models, request: Request) -> bytes:
     chosen = choose_outputs(service, [output.name for output in given.outputs], k)
     for output in given.outputs:
         check_tensor_parameters(output.name, output.parameters)
-    outputs = infer(service, Asked(_images(service, given), chosen, k), request.timing_ms)
+    outputs = yield from infer(service, Asked(_images(service, given), chosen, k), request.timing_ms)
     return _bytes(
         messages.ModelInferResponse(
             **described(service, given.model_name, given.id),

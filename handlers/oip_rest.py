@@ -35,6 +35,7 @@ from handlers.oip import (
 from handlers.openai import MAX_BODY_BYTES
 from handlers.refusals import Refusal
 from handlers.service import RequestError, Service, at_place, to_json
+from handlers.together import Steps
 from images.decode import ImageError
 
 SERVER = "/v2"
@@ -83,7 +84,7 @@ async def _model(front: Front, request: Request) -> bytes:
 async def _infer(front: Front, request: Request) -> bytes | Reply:
     name, version, _ = _named(request)
     service = front.service(name, version)
-    return await front.run(request, partial(_work, service, name, request), service)
+    return await front.run_shared(request, partial(_work, service, name, request), service)
 
 
 def _named(request: Request) -> tuple[str, str | None, str | None]:
@@ -93,7 +94,7 @@ def _named(request: Request) -> tuple[str, str | None, str | None]:
     return found["name"], found["version"], found["verb"]
 
 
-def _work(service: Service, name: str, request: Request) -> bytes | Reply:
+def _work(service: Service, name: str, request: Request) -> Steps[bytes | Reply]:
     """In a worker thread: from the body to the answer."""
     head, binary = _split(request)
     given = parse_object(head, MAX_COMMAS, HOW_TO)
@@ -112,7 +113,7 @@ def _work(service: Service, name: str, request: Request) -> bytes | Reply:
         check_tensor_parameters(output["name"], wanted)
         in_binary[output["name"]] = _flag(wanted, "binary_data", in_binary[output["name"]])
     inputs = _objects(given, "inputs", 1)
-    outputs = infer(service, Asked(_images(service, inputs, binary), chosen, k), request.timing_ms)
+    outputs = yield from infer(service, Asked(_images(service, inputs, binary), chosen, k), request.timing_ms)
     return _answer(described(service, name, id), outputs, in_binary)
 
 

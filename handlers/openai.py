@@ -18,6 +18,7 @@ from handlers.inline import IMAGE_HOW_TO, embed_readable, image_of, show
 from handlers.models import Models
 from handlers.refusals import Refusal
 from handlers.service import Answer, Options, RequestError, Service, in_base64, to_json
+from handlers.together import Steps
 from images.decode import ImageError
 
 EMBEDDINGS_PATH = "/v1/embeddings"
@@ -70,15 +71,15 @@ def _described(service: Service) -> dict[str, Any]:
 
 async def _embed(front: Front, request: Request) -> bytes:
     front.service()
-    return await front.run(request, partial(_work, front.models, request))
+    return await front.run_shared(request, partial(_work, front.models, request))
 
 
-def _work(models: Models, request: Request) -> bytes:
+def _work(models: Models, request: Request) -> Steps[bytes]:
     """In a worker thread: from the body to the JSON of the answer."""
     asked = _parse(request.body, models)
     service = request.service = asked.service
     images = [image_of(text) for text in asked.inputs]
-    results = embed_readable(service, images, asked.options, request.timing_ms)
+    results = yield from embed_readable(service, images, asked.options, request.timing_ms)
     if all(isinstance(result, ImageError) for result in results):
         raise _all_failed(results)
     return to_json(

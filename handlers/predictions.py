@@ -23,9 +23,10 @@ from handlers.service import (
     RequestError,
     Service,
     answer_json,
-    at_place,
     batch_json,
+    readable,
 )
+from handlers.together import Steps
 from images.decode import MAX_BYTES, ImageError
 
 PREFIX = "/predictions/"
@@ -43,10 +44,10 @@ async def _answer(front: Front, request: Request) -> bytes | Reply:
     service = front.service(name, version or None)
     if request.headers.get(b"content-type", b"").startswith(b"multipart/"):
         request.kind = "form"  # sixteen small images take longer than one of their size
-    return await front.run(request, partial(_work, service, request), service)
+    return await front.run_shared(request, partial(_work, service, request), service)
 
 
-def _work(service: Service, request: Request) -> bytes | Reply:
+def _work(service: Service, request: Request) -> Steps[bytes | Reply]:
     """In a worker thread: from the request's options and images to its answer."""
     headers = request.headers
     kind = media_type(headers)
@@ -65,10 +66,11 @@ def _work(service: Service, request: Request) -> bytes | Reply:
     accepted = _first(headers[b"accept"]) if b"accept" in headers else b""
     if accepted in (FLOATS, NPY):
         _check_binary(options, accepted)
-        return _binary(service, images, request, accepted)
-    if len(images) > 1:
-        return batch_json(service.answer_many(images, options, request.timing_ms), options)
-    return answer_json(service.answer(images[0], options, request.timing_ms), options)
+        return _binary((yield from service.answering(images, BINARY_OPTIONS, request.timing_ms)), accepted)
+    answers = yield from service.answering(images, options, request.timing_ms)
+    if len(answers) > 1:
+        return batch_json(answers, options)
+    return answer_json(readable(answers)[0], options)
 
 
 def _options(headers: Headers, query: bytes, form: dict[str, str]) -> Options:
@@ -101,14 +103,9 @@ def _check_binary(options: Options, content_type: bytes) -> None:
         raise RequestError(400, f"{kind} holds the embedding alone; leave out k and fields, or ask for JSON")
 
 
-def _binary(service: Service, images: Sequence[bytes], request: Request, content_type: bytes) -> Reply:
+def _binary(answers: Sequence[Answer | ImageError], content_type: bytes) -> Reply:
     """The embeddings, (D,) of one image and (N, D) of several; there is no room for the error of one among many."""
-    answers = service.answer_many(images, BINARY_OPTIONS, request.timing_ms)
-    good: list[Answer] = []
-    for number, answer in enumerate(answers):
-        if isinstance(answer, ImageError):
-            raise at_place(answer, number, len(answers))
-        good.append(answer)
+    good = readable(answers)
     vectors = good[0]["embedding"] if len(good) == 1 else np.stack([answer["embedding"] for answer in good])
     return Reply(_bytes(vectors, content_type), content_type, _described(good))
 

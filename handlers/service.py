@@ -14,6 +14,7 @@ import orjson
 
 from encoder.batching import Batching
 from encoder.session import Encoder
+from handlers.together import Pixels, Rows, Steps, alone
 from images.decode import ImageError, decode
 from index.face import Index, Neighbor
 from index.thumbnails import Thumbnails
@@ -93,12 +94,6 @@ class _Decoded(NamedTuple):
     ms: float
 
 
-class _Embedded(NamedTuple):
-    vectors: np.ndarray  # (N, D) float32, unit norm
-    logits: np.ndarray  # (N, C) float32; C is 0 where the model has no probe
-    ms: float
-
-
 class Service:
     """The encoder and the gallery behind one call. Thread safe: any number of workers share one."""
 
@@ -123,10 +118,7 @@ class Service:
 
     def answer(self, image: bytes, options: Options, timing_ms: dict[str, float] | None = None) -> Answer:
         """Answer one image; raise `ImageError` when it cannot be read."""
-        (answer,) = self.answer_many([image], options, timing_ms)
-        if isinstance(answer, ImageError):
-            # Raised itself it would be a cycle with its traceback, whose frames hold the image.
-            raise ImageError(answer.status, answer.reason)
+        (answer,) = readable(self.answer_many([image], options, timing_ms))
         return answer
 
     def answer_many(
@@ -136,14 +128,20 @@ class Service:
 
         timing_ms: is told the milliseconds of all of them together, by stage.
         """
+        return alone(self.answering(images, options, timing_ms))
+
+    def answering(
+        self, images: Sequence[bytes], options: Options, timing_ms: dict[str, float] | None = None
+    ) -> Steps[list[Answer | ImageError]]:
+        """`answer_many` as work that may share its run of the encoder with others."""
         gallery = self._gallery_for(options)
         with self.encoder.coming():
             decoded = [self.decoded(image) for image in images]
-            good = [item for item in decoded if not isinstance(item, ImageError)]
-            if not good:
-                return [item for item in decoded if isinstance(item, ImageError)]
-            batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
-            vectors, logits, embed_ms = self.embed(batch)
+        good = [item for item in decoded if not isinstance(item, ImageError)]
+        if not good:
+            return [item for item in decoded if isinstance(item, ImageError)]
+        batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
+        vectors, logits, embed_ms = yield from self.embedding(batch)
         shared_ms = {"embed": embed_ms}
         neighbors: list[list[Neighbor]] = [[] for _ in good]
         if gallery is not None:
@@ -159,11 +157,16 @@ class Service:
         )
         return [item if isinstance(item, ImageError) else next(answers) for item in decoded]
 
-    def embed(self, batch: np.ndarray) -> "_Embedded":
+    def embedding(self, batch: np.ndarray) -> Steps[Rows]:
         """batch: (N, size, size, 3) uint8, as `images.decode` makes it."""
+        rows = yield Pixels(batch, self._run)
+        self.observe("embed", rows.ms / 1e3)
+        return rows
+
+    def _run(self, batch: np.ndarray) -> Rows:
         started = perf_counter()
-        embedded = self.encoder.embed(batch, alone=self._alone())
-        return _Embedded(*embedded, self.stage_ms("embed", started))
+        vectors, logits = self.encoder.embed(batch, alone=self._alone())
+        return Rows(vectors, logits, _ms_since(started))
 
     def index(self) -> Index:
         """The gallery, for a request that is about it."""
@@ -205,9 +208,9 @@ class Service:
 
     def stage_ms(self, stage: str, started: float) -> float:
         """Observe a stage that began at `started`, by perf_counter; its milliseconds."""
-        seconds = perf_counter() - started
-        self.observe(stage, seconds)
-        return round(seconds * 1e3, 3)
+        ms = _ms_since(started)
+        self.observe(stage, ms / 1e3)
+        return ms
 
     def _assemble(
         self,
@@ -238,6 +241,21 @@ class Service:
         if "timing_ms" in fields:
             answer["timing_ms"] = timing_ms
         return answer
+
+
+def _ms_since(started: float) -> float:
+    return round((perf_counter() - started) * 1e3, 3)
+
+
+def readable(answers: Sequence[Answer | ImageError]) -> list[Answer]:
+    """The answers, where each image could be read; raises `ImageError` for the first that could not."""
+    good: list[Answer] = []
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ImageError):
+            # Raised itself it would be a cycle with its traceback, whose frames hold the image.
+            raise at_place(answer, number, len(answers))
+        good.append(answer)
+    return good
 
 
 def at_place(error: ImageError, number: int, count: int) -> ImageError:

@@ -175,7 +175,7 @@ def test_a_run_is_held_for_one_who_is_coming_and_begins_when_he_has_come(opened:
         with bench.batching.coming():
             announced.set()
             assert decoded.wait(PATIENCE_S)
-            return bench.batching.embed(images(2))
+        return bench.batching.embed(images(2))
 
     late = bench.callers.submit(decode_and_embed)
     assert announced.wait(PATIENCE_S)
@@ -314,4 +314,5 @@ def test_many_threads_get_what_the_encoder_alone_gives_them(tmp_path: Path) -> N
 
 def in_coming(batching: Batching, batch: np.ndarray) -> Embedded:
     with batching.coming():
-        return batching.embed(batch)
+        pixels = batch.copy()
+    return batching.embed(pixels)
