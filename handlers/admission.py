@@ -239,6 +239,6 @@ class Admission:
 def _outcomes(works: Sequence[Callable[[], Any]], sharing: Sharing | None) -> Sequence[Any]:
     """The result or the error of each."""
     try:
-        return [work() for work in works] if sharing is None else sharing(works)
+        return sharing(works) if sharing is not None and works else [work() for work in works]
     except BaseException as error:  # whatever it is, someone awaits these futures
         return [error] * len(works)

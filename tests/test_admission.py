@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import math
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from time import sleep
 
@@ -319,3 +320,161 @@ def test_a_job_that_waited_longer_than_was_expected_is_refused_in_place_of_being
         assert await in_time == "in time"
 
     play(scenario, threads=1, capacity=10)
+
+
+class Sharing:
+    """Does several jobs' work at once, and keeps how many they were each time."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+
+    def __call__(self, works: Sequence[Callable[[], object]]) -> list[object]:
+        self.groups.append(len(works))
+        return [work() for work in works]
+
+
+def behind_others(
+    scenario: Callable[[Admission, Callable[[], None]], Awaitable[None]],
+    threads: int = 1,
+    max_wait_s: float = math.inf,
+) -> None:
+    """Run `scenario` while every worker is busy; it is given what lets them go."""
+
+    async def held(admission: Admission, gate: threading.Event) -> None:
+        admission.max_wait_s = max_wait_s
+        began = [threading.Event() for _ in range(threads)]
+        busy = [admission.submit(lambda event=event: event.set() or gate.wait()) for event in began]
+        await until(lambda: all(event.is_set() for event in began))
+        await scenario(admission, gate.set)
+        await asyncio.gather(*busy)
+
+    play(held, threads, capacity=100)
+
+
+def test_jobs_that_share_their_work_and_wait_are_done_at_once_eight_at_most() -> None:
+    sharing = Sharing()
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        jobs = [admission.submit(lambda number=number: number, sharing=sharing) for number in range(11)]
+        let_go()
+        assert await asyncio.gather(*jobs) == list(range(11))
+
+    behind_others(scenario)
+    assert sharing.groups == [8, 3]
+
+
+def test_each_worker_takes_its_part_of_what_waits() -> None:
+    sharing = Sharing()
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        jobs = [admission.submit(lambda: None, sharing=sharing) for _ in range(4)]
+        let_go()
+        await asyncio.gather(*jobs)
+
+    behind_others(scenario, threads=2)
+    assert sharing.groups[0] == 2
+
+
+def test_who_finds_a_worker_idle_waits_for_nobody() -> None:
+    sharing = Sharing()
+
+    async def scenario(admission: Admission, gate: threading.Event) -> None:
+        for _ in range(3):
+            await admission.submit(lambda: None, sharing=sharing)
+
+    play(scenario, threads=1, capacity=3)
+    assert sharing.groups == [1, 1, 1]
+
+
+def test_jobs_are_done_in_their_order_and_share_only_with_those_beside_them() -> None:
+    sharing, other, order = Sharing(), Sharing(), []
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        kinds = [sharing, sharing, None, sharing, other, other, sharing]
+        jobs = [
+            admission.submit(lambda number=number: order.append(number), sharing=kind)
+            for number, kind in enumerate(kinds)
+        ]
+        let_go()
+        await asyncio.gather(*jobs)
+
+    behind_others(scenario)
+    assert order == list(range(7))
+    assert (sharing.groups, other.groups) == ([2, 1, 1], [2])
+
+
+def test_no_more_is_done_at_once_than_takes_a_twentieth_of_what_a_job_may_wait() -> None:
+    sharing = Sharing()
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        admission._costs.learn(1000, 0.2, "photo")
+        admission._costs.learn(9000, 0.9, "photo")
+        sizes = [1000, 1000, 1000, 9000, 1000, 1000]
+        jobs = [admission.submit(lambda: None, size, kind="photo", sharing=sharing) for size in sizes]
+        let_go()
+        await asyncio.gather(*jobs)
+
+    behind_others(scenario, max_wait_s=10)  # so half a second
+    assert sharing.groups == [2, 1, 1, 2]
+
+
+def test_in_a_group_everyone_ends_by_himself() -> None:
+    def fail() -> None:
+        raise AssertionError("it is not called")
+
+    ran: list[int] = []
+
+    def outcomes(works: Sequence[Callable[[], object]]) -> list[object]:
+        ran.append(len(works))
+        return ["first", ValueError("second")]
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        first, second = (admission.submit(fail, sharing=outcomes) for _ in range(2))
+        left = admission.submit(fail, gone=lambda: True, sharing=outcomes)
+        cancelled = admission.submit(fail, sharing=outcomes)
+        cancelled.cancel()
+        let_go()
+        assert await first == "first"
+        with pytest.raises(ValueError, match="second"):
+            await second
+        with pytest.raises(Abandoned):
+            await left
+        await until(lambda: admission.under_way == 0)
+
+    behind_others(scenario)
+    assert ran == [2]
+
+
+def test_a_group_that_fails_as_a_whole_fails_each_of_its_jobs() -> None:
+    def broken(works: Sequence[Callable[[], object]]) -> list[object]:
+        raise MemoryError
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        jobs = [admission.submit(lambda: None, sharing=broken) for _ in range(2)]
+        let_go()
+        for job in jobs:
+            with pytest.raises(MemoryError):
+                await job
+        assert await admission.submit(lambda: "alive") == "alive"
+
+    behind_others(scenario)
+
+
+def test_what_a_group_takes_is_learned_by_its_jobs_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]  # the only clock there is
+    monkeypatch.setattr("handlers.admission.perf_counter", lambda: now[0])
+
+    def sharing(works: Sequence[Callable[[], object]]) -> list[object]:
+        now[0] += 2.0
+        return [None, None, ValueError("takes no time")]
+
+    async def scenario(admission: Admission, let_go: Callable[[], None]) -> None:
+        admission._costs.learn(1000, 1.0, "photo")
+        admission._costs.learn(9000, 3.0, "photo")
+        jobs = [admission.submit(lambda: None, size, kind="photo", sharing=sharing) for size in (1000, 9000, 9000)]
+        let_go()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        assert admission._costs.expected_s(1000, "photo") == pytest.approx(0.9 * 1 + 0.1 * 0.5)
+        assert admission._costs.expected_s(9000, "photo") == pytest.approx(0.9 * 3 + 0.1 * 1.5)
+
+    behind_others(scenario)

@@ -1,0 +1,245 @@
+"""Several requests' work as one job: what is shared, what is each one's own, and what nobody pays for."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from encoder.session import Embedded, Encoder
+from handlers.service import Service
+from handlers.together import Pixels, Rows, Run, Steps, alone, together
+from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, front_with, samples, talk, vector_of
+
+
+class Device:
+    """An encoder that says of each image its first number, and keeps the size of every run."""
+
+    def __init__(self, fails_on: int | None = None) -> None:
+        self.runs: list[int] = []
+        self._fails_on = fails_on
+
+    def run(self, images: np.ndarray) -> Rows:
+        self.runs.append(len(images))
+        if self._fails_on in images:
+            raise MemoryError(f"no room for {self._fails_on}")
+        values = images.reshape(len(images), -1)[:, :1].astype(np.float32)
+        return Rows(values, -values, float(len(self.runs)))
+
+
+def images(*values: int) -> np.ndarray:
+    return np.stack([np.full((2, 2, 3), value, np.uint8) for value in values])
+
+
+def asking(run: Run, *values: int) -> Callable[[], Steps[list[float]]]:
+    """Work that wants rows for images of these values, and ends in what it was given."""
+
+    def steps() -> Steps[list[float]]:
+        vectors, logits, _ = yield Pixels(images(*values), run)
+        assert np.array_equal(logits, -vectors)
+        return [float(value) for value in vectors[:, 0]]
+
+    return steps
+
+
+def done_at_once() -> Steps[str]:
+    return "done"
+    yield
+
+
+def refused() -> Steps[str]:
+    raise ValueError("no image")
+    yield
+
+
+def test_work_alone_gets_its_rows_and_gives_its_result() -> None:
+    device = Device()
+    assert alone(asking(device.run, 3, 4)()) == [3, 4]
+    assert device.runs == [2]
+    assert alone(done_at_once()) == "done"
+    with pytest.raises(ValueError, match="no image"):
+        alone(refused())
+    with pytest.raises(MemoryError):
+        alone(asking(Device(fails_on=3).run, 3)())
+
+
+def test_several_share_one_run_and_each_gets_its_own_rows() -> None:
+    device = Device()
+    works = [asking(device.run, 1), asking(device.run, 2, 3, 4), asking(device.run, 5)]
+    assert together(works) == [[1], [2, 3, 4], [5]]
+    assert device.runs == [5]
+
+
+def test_who_shares_a_run_is_told_how_long_all_of_it_took() -> None:
+    device, told = Device(), []
+
+    def steps() -> Steps[None]:
+        told.append((yield Pixels(images(1), device.run)).ms)
+
+    together([steps, steps])
+    assert told == [1.0, 1.0]
+
+
+def test_those_who_want_different_encoders_have_a_run_each() -> None:
+    one, other = Device(), Device()
+    works = [asking(one.run, 1), asking(other.run, 2), asking(one.run, 3)]
+    assert together(works) == [[1], [2], [3]]
+    assert (one.runs, other.runs) == ([2], [1])
+
+
+def test_one_who_is_refused_or_needs_no_encoder_harms_nobody() -> None:
+    device = Device()
+    first, error, last, end = together([asking(device.run, 1), refused, asking(device.run, 2), done_at_once])
+    assert (first, last, end) == ([1], [2], "done")
+    assert isinstance(error, ValueError)
+    assert device.runs == [2]
+
+
+def test_one_who_fails_behind_the_run_harms_nobody() -> None:
+    device = Device()
+
+    def failing() -> Steps[None]:
+        yield Pixels(images(7), device.run)
+        raise KeyError("its search failed")
+
+    first, error = together([asking(device.run, 1), failing])
+    assert first == [1]
+    assert isinstance(error, KeyError)
+
+
+def test_where_a_shared_run_fails_each_has_one_of_its_own_and_its_own_error() -> None:
+    device = Device(fails_on=2)
+    first, error, last = together([asking(device.run, 1), asking(device.run, 2), asking(device.run, 3)])
+    assert (first, last) == ([1], [3])
+    assert isinstance(error, MemoryError)
+    assert device.runs == [3, 1, 1, 1]
+
+
+def test_work_that_stops_twice_is_a_mistake_that_shows() -> None:
+    device = Device()
+
+    def twice() -> Steps[None]:
+        yield Pixels(images(1), device.run)
+        yield Pixels(images(1), device.run)
+
+    with pytest.raises(RuntimeError, match="once"):
+        alone(twice())
+    outcome, other = together([twice, asking(device.run, 2)])
+    assert isinstance(outcome, RuntimeError)
+    assert other == [2]
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_an_error_lets_go_of_what_its_request_held(at_the_end: bool) -> None:
+    class Upload:
+        pass
+
+    device, upload = Device(), Upload()
+    held = weakref.ref(upload)
+
+    def failing(upload: Upload) -> Steps[None]:
+        if at_the_end:
+            yield Pixels(images(1), device.run)
+        raise ValueError("refused")
+
+    gc.disable()
+    try:
+        outcomes = together([lambda upload=upload: failing(upload), asking(device.run, 2)])
+        assert isinstance(outcomes[0], ValueError)
+        del upload, outcomes
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+class Counting:
+    """An encoder that keeps the size of every batch."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.manifest, self.provider, self.coming = encoder.manifest, encoder.provider, encoder.coming
+        self.batches: list[int] = []
+        self._encoder = encoder
+
+    def embed(self, batch: np.ndarray, alone: bool = False) -> Embedded:
+        self.batches.append(len(batch))
+        return self._encoder.embed(batch)
+
+
+def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fails_alone(seeded_store: Path) -> None:
+    encoder = Encoder.load(seeded_store)
+    counting = Counting(encoder)
+    front = front_with(Service(counting))
+    gate = threading.Event()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        busy = front.admission.submit(gate.wait)
+        text = b64encode(JPEG).decode()
+        sent = [
+            asyncio.create_task(request)
+            for request in (
+                client.post(PATH, content=JPEG),
+                client.post(PATH, content=JPEG[:300]),
+                client.post(PATH, content=OTHER, headers={"accept": "application/octet-stream"}),
+                client.post(PATH, files=[("data", JPEG), ("data", OTHER)]),
+                client.post("/v1/embeddings", json={"model": "encoder", "input": text}),
+                client.post(
+                    "/v2/models/encoder/infer",
+                    json={"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}]},
+                ),
+                client.post(PATH, params={"k": 3}, content=JPEG),  # there is no gallery
+            )
+        ]
+        while front.admission.depth < len(sent):
+            await asyncio.sleep(0.001)
+        gate.set()
+        await busy
+        raw, damaged, floats, form, openai, infer, neighbors = await asyncio.gather(*sent)
+        jpeg, other = vector_of(encoder, JPEG), vector_of(encoder, OTHER)
+        same = partial(np.testing.assert_allclose, atol=1e-6)
+        same(raw.json()["embedding"], jpeg)
+        assert_refused(damaged, 400)
+        same(np.frombuffer(floats.content, "<f4"), other)
+        same([answer["embedding"] for answer in form.json()], [jpeg, other])
+        same(openai.json()["data"][0]["embedding"], jpeg)
+        same(infer.json()["outputs"][0]["data"], jpeg)
+        assert_refused(neighbors, 409, "gallery")
+        assert counting.batches == [6]
+        counted = samples((await client.get("/metrics")).text).items()
+        of_embed = [
+            value for name, value in counted if name.startswith("akin_stage_seconds_count") and "embed" in name
+        ]
+        assert of_embed == [5]  # one a request
+
+    talk(front, scenario)
+
+
+def test_requests_for_two_models_share_a_turn_and_each_gets_its_own_models_answer(seeded_store: Path) -> None:
+    encoder = Encoder.load(seeded_store)
+    one, other = Counting(encoder), Counting(encoder)
+    front = front_with(Service(one))
+    front.models.put("other", Service(other))
+    gate = threading.Event()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        busy = front.admission.submit(gate.wait)
+        paths = [PATH, "/predictions/other", PATH, "/predictions/other"]
+        sent = [
+            asyncio.create_task(client.post(path, content=photo))
+            for path, photo in zip(paths, [JPEG, JPEG, *SEEDED[:2]], strict=True)
+        ]
+        while front.admission.depth < len(sent):
+            await asyncio.sleep(0.001)
+        gate.set()
+        await busy
+        for answer, photo in zip(await asyncio.gather(*sent), [JPEG, JPEG, *SEEDED[:2]], strict=True):
+            np.testing.assert_allclose(answer.json()["embedding"], vector_of(encoder, photo), atol=1e-6)
+        assert (one.batches, other.batches) == ([2], [2])
+
+    talk(front, scenario)
