@@ -5,6 +5,7 @@ import gc
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from encoder.manifest import Manifest
 from encoder.session import Encoder
 from handlers.service import Answer, Options, RequestError, Service
+from handlers.together import Steps
 from handlers.tokens import Access
+from images.decode import ImageError
 from index.gallery import Gallery
 from tests.server import Server, read_answer
 from tests.serving import JPEG, PATH, assert_refused, connect, front_with, samples, talk
@@ -196,7 +199,9 @@ def test_an_unexpected_error_is_500_with_an_id_under_which_the_log_has_it(
     seeded_store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Service):
-        def answer(self, image: bytes, options: Options, timing_ms: dict[str, float] | None = None) -> None:
+        def answering(
+            self, images: Sequence[bytes], options: Options, timing_ms: dict[str, float] | None = None
+        ) -> Steps[list[Answer | ImageError]]:
             raise ZeroDivisionError("a mistake of ours")
 
     async def scenario(client: httpx.AsyncClient) -> None:
@@ -237,7 +242,9 @@ def test_a_refused_request_is_let_go_with_its_answer_and_not_by_the_garbage_coll
         return error
 
     class Refusing(Service):
-        def answer(self, image: bytes, options: Options, timing_ms: dict[str, float] | None = None) -> Answer:
+        def answering(
+            self, images: Sequence[bytes], options: Options, timing_ms: dict[str, float] | None = None
+        ) -> Steps[list[Answer | ImageError]]:
             raise remembered(RequestError(400, "no"))
 
     async def scenario(client: httpx.AsyncClient) -> None:
