@@ -6,6 +6,7 @@ import threading
 import weakref
 from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from encoder.session import Embedded, Encoder
 from handlers.service import Service
 from handlers.together import Pixels, Rows, Run, Steps, alone, together
+from tests.pictures import encode, scene
 from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, front_with, samples, talk, vector_of
 
 
@@ -218,6 +220,21 @@ def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fail
         assert of_embed == [5]  # one a request
 
     talk(front, scenario)
+
+
+def test_under_load_everyone_gets_the_vector_of_his_own_picture(client: httpx.Client, seeded_store: Path) -> None:
+    encoder = Encoder.load(seeded_store)
+    pictures = [encode(scene(40 + seed, 50, seed)) for seed in range(16)]
+    vectors = [vector_of(encoder, picture) for picture in pictures]
+
+    def ask(number: int) -> np.ndarray:
+        answer = client.post(PATH, content=pictures[number], params={"fields": "embedding"})
+        return np.array(answer.json()["embedding"], np.float32)
+
+    numbers = [number % len(pictures) for number in range(480)]
+    with ThreadPoolExecutor(24) as pool:
+        for number, vector in zip(numbers, pool.map(ask, numbers), strict=True):
+            np.testing.assert_allclose(vector, vectors[number], atol=1e-6)
 
 
 def test_requests_for_two_models_share_a_turn_and_each_gets_its_own_models_answer(seeded_store: Path) -> None:
