@@ -1,6 +1,7 @@
 """Dynamic batching: many callers' images in one run of the device, and nobody waits for a batch that will not come.
 
-For a GPU, which runs 32 images in little more than the time of one. On a CPU sessions side by side are faster.
+For a GPU, which runs 32 images in little more than the time of one. On a CPU one session a core is faster, and those
+who wait for one share its runs (handlers.together).
 """
 
 import math

@@ -1,7 +1,7 @@
 """`POST /index/search`: neighbours of a vector, a row or an image, filtered, thresholded, and their vote.
 
-    curl -T photo.jpg -X POST 'http://127.0.0.1:8080/index/search?k=5&min_score=0.8'
-    curl --json '{"id": "cats/1.jpg", "k": 5, "filter": {"label": "cat"}}' http://127.0.0.1:8080/index/search
+curl -T photo.jpg -X POST 'http://127.0.0.1:8080/index/search?k=5&min_score=0.8'
+curl --json '{"id": "cats/1.jpg", "k": 5, "filter": {"label": "cat"}}' http://127.0.0.1:8080/index/search
 """
 
 from functools import partial
@@ -15,7 +15,8 @@ from handlers.exchange import Front, Request
 from handlers.inline import check_keys, parse_object, show
 from handlers.requests import is_json, query_of
 from handlers.rows import parse_image, parse_vector
-from handlers.service import MAX_K, Options, RequestError, Service, to_json
+from handlers.service import MAX_K, Options, RequestError, Service, readable, to_json
+from handlers.together import Steps, alone
 from index.errors import NotThere
 from index.face import Neighbor
 from index.filters import MAX_CONDITIONS, MAX_VALUES, Filter
@@ -46,17 +47,21 @@ class _Asked(NamedTuple):
 async def search(front: Front, request: Request) -> bytes:
     """Answer one search."""
     service = front.service(request.model)
-    return await front.run(request, partial(_work, service, request), service)
+    work = partial(_work, service, request)
+    if is_json(request.headers, request.body):  # most are about vectors and ids, which would only wait for each other
+        return await front.run(request, lambda: alone(work()), service)
+    request.kind = "image search"
+    return await front.run_shared(request, work, service)
 
 
-def _work(service: Service, request: Request) -> bytes:
+def _work(service: Service, request: Request) -> Steps[bytes]:
     """In a worker thread: from the body to the JSON of the answer."""
     index = service.index()
     asked = _asked(request, index.dimension)
     timing_ms: dict[str, float] = {}
     vectors = asked.vectors
     if asked.image is not None:
-        answer = service.answer(asked.image, IMAGE_OPTIONS)
+        (answer,) = readable((yield from service.answering([asked.image], IMAGE_OPTIONS)))
         vectors, timing_ms = answer["embedding"][None], answer["timing_ms"]
     started = perf_counter()
     if asked.id is not None:

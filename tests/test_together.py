@@ -17,6 +17,7 @@ import pytest
 from encoder.session import Embedded, Encoder
 from handlers.service import Service
 from handlers.together import Pixels, Rows, Run, Steps, alone, together
+from index.gallery import Gallery
 from tests.pictures import encode, scene
 from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, front_with, samples, talk, vector_of
 
@@ -220,6 +221,40 @@ def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fail
         assert of_embed == [5]  # one a request
 
     talk(front, scenario)
+
+
+def test_searches_by_an_image_share_runs_too_and_those_by_a_vector_wait_for_nobody(
+    seeded_store: Path, tmp_path: Path
+) -> None:
+    encoder = Encoder.load(seeded_store)
+    counting = Counting(encoder)
+    manifest, vectors = encoder.manifest, np.stack([vector_of(encoder, photo) for photo in SEEDED])
+    with Gallery.open(tmp_path, manifest.model_digest, manifest.dimension) as gallery:
+        gallery.add(["zero", "one", "two"], vectors, [None] * 3)
+        front = front_with(Service(counting, gallery))
+        gate = threading.Event()
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            busy = front.admission.submit(gate.wait)
+            by_vector = {"vector": vectors[1].tolist(), "k": 1}
+            sent = [
+                asyncio.create_task(request)
+                for request in (
+                    client.post("/index/search", params={"k": 1}, content=SEEDED[2]),
+                    client.post(PATH, params={"k": 1}, content=SEEDED[0]),
+                    client.post("/index/search", json=by_vector),
+                    client.post("/index/search", params={"k": 1}, content=SEEDED[1]),
+                )
+            ]
+            while front.admission.depth < len(sent):
+                await asyncio.sleep(0.001)
+            gate.set()
+            await busy
+            found = [answer.json()["neighbors"][0]["id"] for answer in await asyncio.gather(*sent)]
+            assert found == ["two", "zero", "one", "one"]
+            assert counting.batches == [2, 1]
+
+        talk(front, scenario)
 
 
 def test_under_load_everyone_gets_the_vector_of_his_own_picture(client: httpx.Client, seeded_store: Path) -> None:
