@@ -1,7 +1,7 @@
 """`POST /index/search`: neighbours of a vector, a row or an image, filtered, thresholded, and their vote.
 
-curl -T photo.jpg -X POST 'http://127.0.0.1:8080/index/search?k=5&min_score=0.8'
-curl --json '{"id": "cats/1.jpg", "k": 5, "filter": {"label": "cat"}}' http://127.0.0.1:8080/index/search
+    curl -T photo.jpg -X POST 'http://127.0.0.1:8080/index/search?k=5&min_score=0.8'
+    curl --json '{"id": "cats/1.jpg", "k": 5, "filter": {"label": "cat"}}' http://127.0.0.1:8080/index/search
 """
 
 from functools import partial
