@@ -65,7 +65,8 @@ class Batching:
     def coming(self) -> Iterator[None]:
         """Around making pixels for `embed`: a run may wait for a caller who is within.
 
-        Who leaves by an exception holds it no longer; anyone else hands the pixels in next, which wakes the device.
+        Who leaves by an exception holds it no longer. Anyone else is taken to hand the pixels in next, which wakes
+        the device; for one who does not, a run that waits waits until its deadline.
         """
         with self._changed:
             self._coming += 1

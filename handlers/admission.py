@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 LATEST = 0.9  # of the time that a job may wait has gone: what remains is for its own run and the way back
 SHARERS = 8  # jobs that one worker does at once, where they share their work: more gain nothing
-SHARED = (1 - LATEST) / 2  # of the time that a job may wait: what those are expected to take at most
+AT_ONCE = (1 - LATEST) / 2  # of the time that a job may wait: what those are expected to take at most
 SMOOTHING = 0.1  # weight of the newest job in what its kind is expected to take
 
 
@@ -33,18 +33,40 @@ class Abandoned(Exception):
     """The client has gone while its job waited; it was not run."""
 
 
-# Does some jobs' work at once: the result or the error of each.
-Sharing = Callable[[Sequence[Callable[[], Any]]], Sequence[Any]]
+class Outcome(NamedTuple):
+    """How a job ended."""
+
+    result: Any
+    error: BaseException | None = None
+    seconds: float = 0.0  # it took; of what it shared with others its part
+
+    def after(self, seconds: float) -> "Outcome":
+        """With what it took before."""
+        return self._replace(seconds=self.seconds + seconds)
+
+
+Work = Callable[[], Any]
+Sharing = Callable[[Sequence[Work]], Sequence[Outcome]]  # does the work of several jobs
+
+
+def outcome_of(work: Work) -> Outcome:
+    """Do it."""
+    started = perf_counter()
+    try:
+        return Outcome(work(), seconds=perf_counter() - started)
+    except BaseException as error:  # whatever it is, someone awaits it
+        return Outcome(None, error, perf_counter() - started)
 
 
 class _Job(NamedTuple):
-    work: Callable[[], Any]
+    work: Work
     sharing: Sharing | None  # None: it is called by itself
     future: "asyncio.Future[Any]"
     gone: Callable[[], bool]
     kind: str
     size: int
     cost_s: float
+    known: bool  # whether jobs of its kind and size have told what they cost
     until: float  # monotonic: when its wait has been too long; never for one that found a worker idle
 
 
@@ -66,6 +88,10 @@ class Costs:
         if power in seconds:
             return seconds[power]
         return seconds[min(seconds, key=lambda known: abs(known - power))]
+
+    def knows(self, size: int, kind: str = "") -> bool:
+        """Whether jobs of that kind and size have been done."""
+        return size.bit_length() in self._kinds.get(kind, ())
 
     def learn(self, size: int, seconds: float, kind: str = "") -> None:
         """Remember what a job has taken."""
@@ -113,11 +139,15 @@ class Admission:
     @property
     def wait_s(self) -> float:
         """How long a job that enters now is expected to wait."""
-        return max(0.0, self._pending_s) / max(1, self.threads) if self._under_way >= self.threads else 0.0
+        return 0.0 if self._has_idle() else max(0.0, self._pending_s) / max(1, self.threads)
+
+    def _has_idle(self) -> bool:
+        """Whether a worker has nothing to do; one that shares jobs leaves fewer to the others than there are jobs."""
+        return self._under_way < self.threads or bool(self._idle)
 
     @property
     def stuck_s(self) -> float:
-        """How long the job that has run longest has been running; 0 where none runs."""
+        """How long the worker that has been busy longest has been so; 0 where none is."""
         began = list(self._began.values())
         return monotonic() - min(began) if began else 0.0
 
@@ -127,7 +157,7 @@ class Admission:
 
     def submit(
         self,
-        work: Callable[[], Any],
+        work: Work,
         size: int = 0,
         gone: Callable[[], bool] = lambda: False,
         kind: str = "",
@@ -139,7 +169,7 @@ class Admission:
         is free for it; where it says so the work is not done, and the future raises `Abandoned`. sharing: does the
         work of several jobs, in place of calling each; it is given those that wait one behind the other.
         """
-        idle = self._under_way < self.threads
+        idle = self._has_idle()
         if not idle and (
             # Only the event loop's thread adds, so nothing can slip in between this test and that.
             self.depth >= self.capacity or self._pending_s > self.max_wait_s * LATEST * self.threads
@@ -147,7 +177,8 @@ class Admission:
             raise QueueFull(self.depth, self.wait_s)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         until = math.inf if idle else monotonic() + self.max_wait_s * LATEST
-        job = _Job(work, sharing, future, gone, kind, size, self._costs.expected_s(size, kind), until)
+        cost_s, known = self._costs.expected_s(size, kind), self._costs.knows(size, kind)
+        job = _Job(work, sharing, future, gone, kind, size, cost_s, known, until)
         self._under_way += 1
         self._pending_s += job.cost_s
         with self._turn:
@@ -188,24 +219,23 @@ class Admission:
         """The job that has waited longest, and those behind it that share its work: this worker's part of them."""
         jobs, waiting = [self._jobs.popleft()], len(self._jobs) + 1
         sharing, expected_s = jobs[0].sharing, jobs[0].cost_s
-        most = 1 if sharing is None else min(SHARERS, math.ceil(waiting / self.threads))
-        while len(jobs) < most and self._jobs[0].sharing == sharing:
-            expected_s += self._jobs[0].cost_s
-            if expected_s > self.max_wait_s * SHARED:
+        most = min(SHARERS, math.ceil(waiting / self.threads)) if sharing is not None and jobs[0].known else 1
+        while len(jobs) < most:
+            following = self._jobs[0]
+            expected_s += following.cost_s
+            if following.sharing != sharing or not following.known or expected_s > self.max_wait_s * AT_ONCE:
                 break
             jobs.append(self._jobs.popleft())
         return jobs
 
     def _run(self, jobs: list[_Job], worker: int) -> None:
         lapses = [self._lapse(job) for job in jobs]
-        ready = [job for job, lapse in zip(jobs, lapses, strict=True) if lapse is None]
-        started = perf_counter()
-        done = iter(_outcomes([job.work for job in ready], jobs[0].sharing))
-        seconds = perf_counter() - started
-        outcomes = [next(done) if lapse is None else lapse for lapse in lapses]
+        ready = [job.work for job, lapse in zip(jobs, lapses, strict=True) if lapse is None]
+        done = iter(_done(ready, jobs[0].sharing))
+        outcomes = [next(done) if lapse is None else Outcome(None, lapse) for lapse in lapses]
         del self._began[worker]  # first, so that whoever gets a result finds the worker free
         with suppress(RuntimeError):  # the loop is closed: shutdown gave up waiting for these jobs
-            jobs[0].future.get_loop().call_soon_threadsafe(self._settle, jobs, outcomes, seconds)
+            jobs[0].future.get_loop().call_soon_threadsafe(self._settle, jobs, outcomes)
         # An error's traceback holds this frame: a cycle, and the body would wait for the garbage collector.
         del jobs, ready, done, outcomes
 
@@ -217,28 +247,33 @@ class Admission:
             return QueueFull(self.depth, self.wait_s)
         return None
 
-    def _settle(self, jobs: list[_Job], outcomes: list[Any], seconds: float) -> None:
-        """On the event loop's thread. seconds: what those that were done took together."""
-        # What fails has taken less, and would make the sound look cheap.
-        sound = [job for job, outcome in zip(jobs, outcomes, strict=True) if not isinstance(outcome, BaseException)]
-        expected_s = sum(job.cost_s for job in sound)
-        for job in sound:
-            part = job.cost_s / expected_s if expected_s else 1 / len(sound)
-            self._costs.learn(job.size, seconds * part, job.kind)
-        for job, outcome in zip(jobs, outcomes, strict=True):
+    def _settle(self, jobs: list[_Job], outcomes: list[Outcome]) -> None:
+        """On the event loop's thread."""
+        for job, (result, error, seconds) in zip(jobs, outcomes, strict=True):
             self._under_way -= 1
             self._pending_s = self._pending_s - job.cost_s if self._under_way else 0.0
+            if error is None:  # what fails has taken less, and would make the sound look cheap
+                self._costs.learn(job.size, seconds, job.kind)
             if job.future.done():  # cancelled while the worker was busy with it
                 continue
-            if isinstance(outcome, BaseException):
-                job.future.set_exception(outcome)
+            if error is None:
+                job.future.set_result(result)
             else:
-                job.future.set_result(outcome)
+                job.future.set_exception(error)
 
 
-def _outcomes(works: Sequence[Callable[[], Any]], sharing: Sharing | None) -> Sequence[Any]:
-    """The result or the error of each."""
+def _done(works: Sequence[Work], sharing: Sharing | None) -> Sequence[Outcome]:
+    """The outcome of each."""
+    if sharing is None or not works:
+        return [outcome_of(work) for work in works]
     try:
-        return sharing(works) if sharing is not None and works else [work() for work in works]
-    except BaseException as error:  # whatever it is, someone awaits these futures
-        return [error] * len(works)
+        return _one_each(sharing(works), works)  # kept in no local: an error's traceback holds this frame
+    except BaseException as error:
+        reason = f"what jobs shared failed: {type(error).__name__}: {error}"
+    return [Outcome(None, RuntimeError(reason)) for _ in works]
+
+
+def _one_each(outcomes: Sequence[Outcome], works: Sequence[Work]) -> Sequence[Outcome]:
+    if len(outcomes) != len(works):
+        raise ValueError(f"{len(outcomes)} outcomes of {len(works)} jobs")
+    return outcomes

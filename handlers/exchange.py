@@ -104,7 +104,7 @@ class Front:
     metrics: Metrics
     access: Access = field(default_factory=Access)
     writers: Admission | None = None  # threads that wait for disks and locks; None: those of `admission`
-    stuck_after_s: float = 120.0  # a job that runs so long is taken for wedged
+    stuck_after_s: float = 120.0  # a worker that is busy so long is taken for wedged
     access_log: AccessLog | None = None  # told of every answer
     render_metrics: Callable[[], bytes] | None = None  # for Prometheus; None: those of this process
     under_way: UnderWay = field(default_factory=UnderWay)
@@ -199,7 +199,7 @@ class Front:
         stuck = max(self.admission.stuck_s, self.committing.stuck_s)
         if stuck <= self.stuck_after_s:
             return None
-        return f"a worker has been busy with one request for {stuck:.0f} s; the limit is {self.stuck_after_s:.0f}"
+        return f"a worker has been busy with the same work for {stuck:.0f} s; the limit is {self.stuck_after_s:.0f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from handlers.inline import check_keys, parse_object, show
 from handlers.requests import is_json, query_of
 from handlers.rows import parse_image, parse_vector
 from handlers.service import MAX_K, Options, RequestError, Service, readable, to_json
-from handlers.together import Steps, alone
+from handlers.together import Steps, by_itself
 from index.errors import NotThere
 from index.face import Neighbor
 from index.filters import MAX_CONDITIONS, MAX_VALUES, Filter
@@ -49,7 +49,7 @@ async def search(front: Front, request: Request) -> bytes:
     service = front.service(request.model)
     work = partial(_work, service, request)
     if is_json(request.headers, request.body):  # most are about vectors and ids, which would only wait for each other
-        return await front.run(request, lambda: alone(work()), service)
+        return await front.run(request, lambda: by_itself(work()), service)
     request.kind = "image search"
     return await front.run_shared(request, work, service)
 

@@ -14,7 +14,7 @@ import orjson
 
 from encoder.batching import Batching
 from encoder.session import Encoder
-from handlers.together import Pixels, Rows, Steps, alone
+from handlers.together import Pixels, Rows, Steps, by_itself
 from images.decode import ImageError, decode
 from index.face import Index, Neighbor
 from index.thumbnails import Thumbnails
@@ -128,7 +128,7 @@ class Service:
 
         timing_ms: is told the milliseconds of all of them together, by stage.
         """
-        return alone(self.answering(images, options, timing_ms))
+        return by_itself(self.answering(images, options, timing_ms))
 
     def answering(
         self, images: Sequence[bytes], options: Options, timing_ms: dict[str, float] | None = None

@@ -49,7 +49,7 @@ def test_over_http(wedged: Callable[[Scenario, Scenario], Front], path: str) -> 
     async def stuck(client: httpx.AsyncClient) -> None:
         answer = await client.get(path)
         assert answer.status_code == 503
-        assert "a worker has been busy with one request for" in answer.text and "started anew" in answer.text
+        assert "a worker has been busy with the same work for" in answer.text and "started anew" in answer.text
         assert answer.headers["retry-after"]
         assert (await client.get("/v2/health/ready")).status_code == 200  # it is loaded all the same
 

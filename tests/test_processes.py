@@ -86,7 +86,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[processes
 def test_a_process_that_says_it_is_wedged_is_ended_and_another_takes_its_place(
     child: processes._Child, tmp_path: Path
 ) -> None:
-    reasons = iter([None, "a worker has been busy with one request for 130 s"])
+    reasons = iter([None, "a worker has been busy with the same work for 130 s"])
     asked = control.Control(tmp_path / "1.sock", {"wedged": lambda given: {"reason": next(reasons)}})
     threading.Thread(target=asked.serve_forever, daemon=True).start()
     first = child.process

@@ -14,9 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
+from encoder.batching import Batching
 from encoder.session import Embedded, Encoder
+from handlers.admission import Costs
 from handlers.service import Service
-from handlers.together import Pixels, Rows, Run, Steps, alone, together
+from handlers.together import MAX_IMAGES, Pixels, Rows, Run, Steps, by_itself, together
 from index.gallery import Gallery
 from tests.pictures import encode, scene
 from tests.serving import JPEG, OTHER, PATH, SEEDED, assert_refused, front_with, samples, talk, vector_of
@@ -52,6 +54,11 @@ def asking(run: Run, *values: int) -> Callable[[], Steps[list[float]]]:
     return steps
 
 
+def ends(works: list[Callable[[], Steps[object]]]) -> list[object]:
+    """The result or the error of each."""
+    return [outcome.result if outcome.error is None else outcome.error for outcome in together(works)]
+
+
 def done_at_once() -> Steps[str]:
     return "done"
     yield
@@ -62,21 +69,21 @@ def refused() -> Steps[str]:
     yield
 
 
-def test_work_alone_gets_its_rows_and_gives_its_result() -> None:
+def test_work_by_itself_gets_its_rows_and_gives_its_result() -> None:
     device = Device()
-    assert alone(asking(device.run, 3, 4)()) == [3, 4]
+    assert by_itself(asking(device.run, 3, 4)()) == [3, 4]
     assert device.runs == [2]
-    assert alone(done_at_once()) == "done"
+    assert by_itself(done_at_once()) == "done"
     with pytest.raises(ValueError, match="no image"):
-        alone(refused())
+        by_itself(refused())
     with pytest.raises(MemoryError):
-        alone(asking(Device(fails_on=3).run, 3)())
+        by_itself(asking(Device(fails_on=3).run, 3)())
 
 
 def test_several_share_one_run_and_each_gets_its_own_rows() -> None:
     device = Device()
     works = [asking(device.run, 1), asking(device.run, 2, 3, 4), asking(device.run, 5)]
-    assert together(works) == [[1], [2, 3, 4], [5]]
+    assert ends(works) == [[1], [2, 3, 4], [5]]
     assert device.runs == [5]
 
 
@@ -93,13 +100,13 @@ def test_who_shares_a_run_is_told_how_long_all_of_it_took() -> None:
 def test_those_who_want_different_encoders_have_a_run_each() -> None:
     one, other = Device(), Device()
     works = [asking(one.run, 1), asking(other.run, 2), asking(one.run, 3)]
-    assert together(works) == [[1], [2], [3]]
+    assert ends(works) == [[1], [2], [3]]
     assert (one.runs, other.runs) == ([2], [1])
 
 
 def test_one_who_is_refused_or_needs_no_encoder_harms_nobody() -> None:
     device = Device()
-    first, error, last, end = together([asking(device.run, 1), refused, asking(device.run, 2), done_at_once])
+    first, error, last, end = ends([asking(device.run, 1), refused, asking(device.run, 2), done_at_once])
     assert (first, last, end) == ([1], [2], "done")
     assert isinstance(error, ValueError)
     assert device.runs == [2]
@@ -112,17 +119,47 @@ def test_one_who_fails_behind_the_run_harms_nobody() -> None:
         yield Pixels(images(7), device.run)
         raise KeyError("its search failed")
 
-    first, error = together([asking(device.run, 1), failing])
+    first, error = ends([asking(device.run, 1), failing])
     assert first == [1]
     assert isinstance(error, KeyError)
 
 
 def test_where_a_shared_run_fails_each_has_one_of_its_own_and_its_own_error() -> None:
     device = Device(fails_on=2)
-    first, error, last = together([asking(device.run, 1), asking(device.run, 2), asking(device.run, 3)])
+    first, error, last = ends([asking(device.run, 1), asking(device.run, 2), asking(device.run, 3)])
     assert (first, last) == ([1], [3])
     assert isinstance(error, MemoryError)
     assert device.runs == [3, 1, 1, 1]
+
+
+def test_a_shared_run_that_fails_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    ends([asking(Device(fails_on=2).run, 1, 2)] * 2)
+    assert "2 requests share no run: MemoryError: no room for 2" in caplog.text
+
+
+def test_a_run_that_is_shared_has_so_many_images_at_most_and_one_request_may_have_more() -> None:
+    device = Device()
+    sizes = [1, MAX_IMAGES - 1, 1, MAX_IMAGES + 8, 2]
+    found = ends([asking(device.run, *range(size)) for size in sizes])
+    assert found == [list(range(size)) for size in sizes]
+    assert sorted(device.runs) == sorted([MAX_IMAGES, 1, MAX_IMAGES + 8, 2])
+
+
+def test_the_seconds_of_each_are_its_own_and_its_images_part_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]  # the only clock there is
+    monkeypatch.setattr("handlers.admission.perf_counter", lambda: now[0])
+
+    def run(images: np.ndarray) -> Rows:
+        now[0] += 8.0
+        return Rows(np.zeros((len(images), 1), np.float32), np.zeros((len(images), 1), np.float32), 8000.0)
+
+    def taking(before_s: float, count: int, behind_s: float) -> Steps[None]:
+        now[0] += before_s
+        yield Pixels(images(*range(count)), run)
+        now[0] += behind_s
+
+    works = [partial(taking, 1.0, 1, 0.5), partial(taking, 10.0, 3, 0.25)]
+    assert [outcome.seconds for outcome in together(works)] == pytest.approx([1.5 + 2, 10.25 + 6])
 
 
 def test_work_that_stops_twice_is_a_mistake_that_shows() -> None:
@@ -133,10 +170,38 @@ def test_work_that_stops_twice_is_a_mistake_that_shows() -> None:
         yield Pixels(images(1), device.run)
 
     with pytest.raises(RuntimeError, match="once"):
-        alone(twice())
-    outcome, other = together([twice, asking(device.run, 2)])
+        by_itself(twice())
+    outcome, other = ends([twice, asking(device.run, 2)])
     assert isinstance(outcome, RuntimeError)
     assert other == [2]
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_an_error_keeps_nothing_of_the_others(at_the_end: bool) -> None:
+    class Watched(np.ndarray):
+        pass
+
+    device = Device()
+    pictures = images(2).view(Watched)
+    held = weakref.ref(pictures)
+
+    def others(pictures: np.ndarray) -> Steps[None]:
+        yield Pixels(pictures, device.run)
+
+    def failing() -> Steps[None]:
+        if at_the_end:
+            yield Pixels(images(1), device.run)
+        raise ValueError("refused")
+
+    gc.disable()
+    try:
+        works = [partial(others, pictures), failing]
+        del pictures
+        error = together(works)[1].error
+        del works
+        assert isinstance(error, ValueError) and held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
@@ -155,11 +220,17 @@ def test_an_error_lets_go_of_what_its_request_held(at_the_end: bool) -> None:
     gc.disable()
     try:
         outcomes = together([lambda upload=upload: failing(upload), asking(device.run, 2)])
-        assert isinstance(outcomes[0], ValueError)
+        assert isinstance(outcomes[0].error, ValueError)
         del upload, outcomes
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def costs_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the first requests of each kind and size."""
+    monkeypatch.setattr(Costs, "knows", lambda *_: True)
 
 
 class Counting:
@@ -175,7 +246,10 @@ class Counting:
         return self._encoder.embed(batch)
 
 
-def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fails_alone(seeded_store: Path) -> None:
+@pytest.mark.usefixtures("costs_are_known")
+def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fails_by_itself(
+    seeded_store: Path,
+) -> None:
     encoder = Encoder.load(seeded_store)
     counting = Counting(encoder)
     front = front_with(Service(counting))
@@ -223,6 +297,7 @@ def test_requests_that_wait_share_a_run_whatever_they_ask_for_and_a_bad_one_fail
     talk(front, scenario)
 
 
+@pytest.mark.usefixtures("costs_are_known")
 def test_searches_by_an_image_share_runs_too_and_those_by_a_vector_wait_for_nobody(
     seeded_store: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +332,31 @@ def test_searches_by_an_image_share_runs_too_and_those_by_a_vector_wait_for_nobo
         talk(front, scenario)
 
 
+@pytest.mark.usefixtures("costs_are_known")
+def test_behind_dynamic_batching_each_gets_its_own_as_well(seeded_store: Path) -> None:
+    encoder = Encoder.load(seeded_store)
+    batching = Batching(encoder, max_batch=4, deadline_ms=1)
+    front = front_with(Service(batching))
+    gate = threading.Event()
+    photos = [JPEG, b"no image", *SEEDED, OTHER, JPEG]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        busy = front.admission.submit(gate.wait)
+        sent = [asyncio.create_task(client.post(PATH, content=photo)) for photo in photos]
+        while front.admission.depth < len(sent):
+            await asyncio.sleep(0.001)
+        gate.set()
+        await busy
+        for answer, photo in zip(await asyncio.gather(*sent), photos, strict=True):
+            if photo == b"no image":
+                assert_refused(answer, 415)
+            else:
+                np.testing.assert_allclose(answer.json()["embedding"], vector_of(encoder, photo), atol=1e-5)
+
+    talk(front, scenario)
+    batching.close()
+
+
 def test_under_load_everyone_gets_the_vector_of_his_own_picture(client: httpx.Client, seeded_store: Path) -> None:
     encoder = Encoder.load(seeded_store)
     pictures = [encode(scene(40 + seed, 50, seed)) for seed in range(16)]
@@ -272,6 +372,7 @@ def test_under_load_everyone_gets_the_vector_of_his_own_picture(client: httpx.Cl
             np.testing.assert_allclose(vector, vectors[number], atol=1e-6)
 
 
+@pytest.mark.usefixtures("costs_are_known")
 def test_requests_for_two_models_share_a_turn_and_each_gets_its_own_models_answer(seeded_store: Path) -> None:
     encoder = Encoder.load(seeded_store)
     one, other = Counting(encoder), Counting(encoder)
