@@ -55,6 +55,11 @@ class Artifact:
         if not self.providers:
             raise ManifestError(f"{self.file}: names no execution provider that it is for")
 
+    @property
+    def mixes_images(self) -> bool:
+        """Whether an image's vector depends on the others of its run, as dynamic ranges are those of all of it."""
+        return self.quantization.startswith("dynamic")
+
 
 @dataclass(frozen=True)
 class Manifest:

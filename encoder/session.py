@@ -97,7 +97,12 @@ class Encoder:
         alone: no other call runs or waits, so that this one may use `idle_threads`.
         """
         self.require_images(batch)
-        return run(self.wide_session if alone and self.wide_session is not None else self.session, batch)
+        session = self.wide_session if alone and self.wide_session is not None else self.session
+        if not self.artifact.mixes_images:
+            return run(session, batch)
+        # One by one, so that nobody's vector depends on whose images come beside.
+        vectors, logits = zip(*(run(session, image[None]) for image in batch), strict=True)
+        return Embedded(np.concatenate(vectors), np.concatenate(logits))
 
     def require_images(self, batch: np.ndarray) -> None:
         """Raise ValueError unless `batch` is what `embed` takes."""

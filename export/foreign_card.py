@@ -78,6 +78,6 @@ def dynamic_note(quantization: str) -> list[str]:
         return []
     return [
         "",
-        "Dynamic ranges are those of the batch: an image's vector depends a little on what it is batched with. The",
-        f"cosines above are of batches of {BATCH}.",
+        "Dynamic ranges are those of the batch, on which an image's vector would depend a little: images are served",
+        f"one by one. The cosines above are of batches of {BATCH}.",
     ]

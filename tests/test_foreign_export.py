@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import akin
 from encoder.manifest import Manifest, model_digest
-from encoder.session import Encoder
+from encoder.session import Encoder, run
 from export import attempts as attempts_module
 from export.fidelity import Budget
 from export.foreign import Weights, load
@@ -223,7 +223,7 @@ def calibrated_on_black(fp32: Path, small: Path, calibration: np.ndarray, *how: 
     quantize(fp32, small, np.zeros_like(calibration), *how, **more)  # type: ignore[arg-type]
 
 
-def test_where_static_ranges_are_wrong_dynamic_ones_are_served_and_the_card_warns_of_batches(
+def test_where_static_ranges_are_wrong_dynamic_ones_are_served_image_by_image(
     asked: Adopt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts_module, "quantize", calibrated_on_black)
@@ -233,8 +233,12 @@ def test_where_static_ranges_are_wrong_dynamic_ones_are_served_and_the_card_warn
     assert manifest.artifacts[0].file == "encoder.dynamic-int8.onnx" and manifest.artifacts[0].precision == "int8"
     assert "Dynamic ranges are those of the batch" in (asked.out / "MODEL_CARD.md").read_text(encoding="utf-8")
     images = pictures(20, 36, FRESH)
-    vectors = Encoder.load(asked.out).embed(images).vectors
+    encoder = Encoder.load(asked.out)
+    vectors = encoder.embed(images).vectors
     assert cosine(vectors, in_torch(asked.source, Weights(), 0, images)).min() > 0.999
+    assert not np.array_equal(run(encoder.session, images).vectors, vectors)  # as they come out together
+    for image, vector in zip(images, vectors, strict=True):
+        np.testing.assert_array_equal(encoder.embed(image[None]).vectors[0], vector)
 
 
 def test_for_convolutions_dynamic_int8_is_not_tried(
