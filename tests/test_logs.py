@@ -1,6 +1,7 @@
 """The log of a real server: a line for every request where they are wanted, as JSON, and nothing of what was sent."""
 
 import json
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -54,14 +55,17 @@ def test_nobody_is_answered_or_leaves_without_a_line(seeded_store: Path, tmp_pat
 
 def test_the_bytes_of_a_request_are_noted_however_it_ends(seeded_store: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
-        for _ in range(2):
-            await client.post(PATH, content=JPEG)
-            front.admission.capacity = front.admission.threads = 0  # from here on the queue is full
+        await client.post(PATH, content=JPEG)
+        busy, front.admission.capacity = front.admission.submit(gate.wait), 0  # from here on the queue is full
+        await client.post(PATH, content=JPEG)
         lines = b'{"id": "a", "delete": true}\n'
         await client.post("/index/bulk", content=lines, headers={"content-type": "application/x-ndjson"})
+        gate.set()
+        await busy
         assert noted == [(200, len(JPEG)), (503, len(JPEG)), (409, 0)]
         assert front.held_bytes == 0
 
+    gate = threading.Event()
     noted: list[tuple[int, int]] = []
     front = front_with(Service(Encoder.load(seeded_store)))
     front.access_log = lambda request, status, seconds: noted.append((status, request.size))
